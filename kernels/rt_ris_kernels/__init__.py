@@ -1,0 +1,1 @@
+"""CUDA kernels, their plugin and their readable references."""

@@ -1,0 +1,1 @@
+"""Architectures, data, training and evaluation of rt-ris; needs the extra ``train``."""

@@ -1,0 +1,255 @@
+"""The contract of an architecture.
+
+An architecture is one file in ``rt_ris_train/architectures`` that holds one module-level
+``ARCHITECTURE``. The file's name is the architecture's name, so listing needs neither torch nor
+the file itself. Third parties register a module under the entry-point group
+``rt_ris.architectures``.
+
+A network is a list of stages wired by tensor name (``rt_ris.spec``). Training, evaluation and
+export all run the same stage modules: there is no second forward pass that could differ.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from rt_ris.errors import RecipeError
+from rt_ris.spec import (
+    EXISTENCE,
+    LOGITS,
+    PIXELS,
+    TOKEN_IDS,
+    TOKEN_MASK,
+    VALID_BOX,
+    Dependency,
+    ImageSpec,
+    MaskSpec,
+    StageGraph,
+    StageSpec,
+    TextSpec,
+)
+
+ENTRY_POINTS = "rt_ris.architectures"
+
+
+class StageModule(nn.Module, ABC):
+    """The trainable side of one stage: positional tensors in, a tuple of tensors out.
+
+    A stage with weights that never train may split itself: ``frozen(*inputs)`` gives a tuple of
+    tensors that depend on no trained weight, ``trained(*frozen)`` gives the outputs. Training
+    then stores the first part once per picture or sentence instead of computing it each epoch.
+    """
+
+    splits: bool = False
+
+    def frozen(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The part without trained weights; the identity unless the stage splits."""
+        return inputs
+
+    @abstractmethod
+    def trained(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The rest of the stage, from what ``frozen`` returned to the stage's outputs."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """All of the stage: ``trained(*frozen(*inputs))``."""
+        return self.trained(*self.frozen(*inputs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage's declaration and the module that computes it."""
+
+    spec: StageSpec
+    module: StageModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B pictures and N sentences about them.
+
+    Attributes:
+        pixels: uint8 [B, S, S, 3].
+        valid_box: int32 [B, 4], top, left, bottom, right.
+        token_ids: int32 [N, L].
+        token_mask: bool [N, L].
+        image_index: int64 [N], which picture each sentence is about.
+    """
+
+    pixels: Tensor
+    valid_box: Tensor
+    token_ids: Tensor
+    token_mask: Tensor
+    image_index: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a network says about N sentences.
+
+    Attributes:
+        logits: float32 [N, h, w], mask logits.
+        existence: float32 [N], logit that the thing is there; None without such an output.
+    """
+
+    logits: Tensor
+    existence: Tensor | None
+
+
+class ReferringNetwork(nn.Module, ABC):
+    """A referring segmentation network as a graph of stages."""
+
+    image: ImageSpec
+    text: TextSpec
+    mask: MaskSpec
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in running order."""
+
+    @abstractmethod
+    def tokenizer_json(self) -> str:
+        """The tokenizer as a ``tokenizers`` JSON document, without truncation or padding."""
+
+    def graph(self) -> StageGraph:
+        """The wiring of the stages."""
+        return StageGraph(stages=tuple(stage.spec for stage in self.stages()))
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Run all stages, image stages once per picture and text stages once per sentence."""
+        values = {
+            PIXELS: batch.pixels,
+            VALID_BOX: batch.valid_box,
+            TOKEN_IDS: batch.token_ids,
+            TOKEN_MASK: batch.token_mask,
+        }
+        return self.run(values, batch.image_index)
+
+    def run(
+        self,
+        values: Mapping[str, Tensor],
+        image_index: Tensor,
+        *,
+        frozen: Mapping[str, tuple[Tensor, ...]] | None = None,
+    ) -> Outputs:
+        """Run the stage graph on named values.
+
+        Args:
+            values: the external inputs, image ones [B, ...] and text ones [N, ...].
+            image_index: int64 [N], which picture each sentence is about.
+            frozen: stored results of ``StageModule.frozen`` by stage id.
+        """
+        known = dict(values)
+        graph = self.graph()
+        stored = frozen or {}
+        for stage in self.stages():
+            if stage.spec.id in stored:
+                made = stage.module.trained(*stored[stage.spec.id])
+            else:
+                both = graph.dependency(stage.spec.id) is Dependency.BOTH
+                made = stage.module(
+                    *(
+                        known[spec.name].index_select(0, image_index)
+                        if both and graph.values[spec.name] is Dependency.IMAGE
+                        else known[spec.name]
+                        for spec in stage.spec.inputs
+                    )
+                )
+            known.update(zip((spec.name for spec in stage.spec.outputs), made, strict=True))
+        return Outputs(logits=known[LOGITS], existence=known.get(EXISTENCE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One size of an architecture.
+
+    Attributes:
+        summary: one line for listings.
+        build: makes the network with seeded or packaged weights; never downloads.
+        published: whether a paper states this size, so that fidelity is judged.
+        weights_licence: licence of the frozen weights, for listings and manifests.
+        checkpoint: path of the trained weights that ship with the package, or None.
+    """
+
+    summary: str
+    build: Callable[[], ReferringNetwork]
+    published: bool
+    weights_licence: str
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A trainable system with everything about it.
+
+    Attributes:
+        name: equals the file's name.
+        title: the name its authors use.
+        source: paper and, where there is one, code and commit.
+        variants: by name; ``tiny`` is seconds on a CPU and the same code path.
+        default: the variant used when none is named.
+    """
+
+    name: str
+    title: str
+    source: str
+    variants: Mapping[str, Variant]
+    default: str
+
+    def variant(self, name: str | None) -> Variant:
+        """The variant of that name, or the default one.
+
+        Raises:
+            RecipeError: there is no such variant.
+        """
+        chosen = self.default if name is None else name
+        if chosen not in self.variants:
+            raise RecipeError(
+                f"{self.name} has no variant '{chosen}'; it has {', '.join(self.variants)}."
+            )
+        return self.variants[chosen]
+
+
+def names() -> tuple[str, ...]:
+    """The names of all architectures, sorted; imports none of them."""
+    package = importlib.import_module("rt_ris_train.architectures")
+    own = (info.name for info in pkgutil.iter_modules(package.__path__))
+    third = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+    return tuple(sorted({*own, *third}))
+
+
+def load(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        RecipeError: there is no such architecture.
+    """
+    if name not in names():
+        raise RecipeError(f"There is no architecture '{name}'; there are {', '.join(names())}.")
+    found = _module(name).ARCHITECTURE
+    if not isinstance(found, Architecture):
+        raise RecipeError(f"The module of '{name}' holds no Architecture named ARCHITECTURE.")
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            module = point.load()
+            assert isinstance(module, ModuleType)
+            return module
+    return importlib.import_module(f"rt_ris_train.architectures.{name}")
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's first parameter."""
+    return next(network.parameters()).device
