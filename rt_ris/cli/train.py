@@ -1,0 +1,64 @@
+"""``rt-ris train``: train an architecture by a recipe; a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rt_ris_train.loop import Report
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser("train", help="train an architecture on RefCOCO-format data")
+    parser.add_argument("--recipe", default="maris-lite", help="shipped recipe or a TOML file")
+    parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumes in it")
+    parser.add_argument("--cache", type=Path, help="folder of stored features [OUT/features]")
+    parser.add_argument("--threads", type=int, help="processor threads")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the end of the recipe."""
+    import torch
+
+    from rt_ris_train.curve import draw_curve
+    from rt_ris_train.loop import Trainer
+    from rt_ris_train.recipe import find_recipe, read_recipe
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    recipe = read_recipe(find_recipe(args.recipe))
+    say, count = _lines()
+    trainer = Trainer(recipe, data=args.data, out=args.out, cache=args.cache, progress=count)
+    checkpoint = trainer.run(say)
+    draw_curve(args.out / "log.jsonl", args.out / "curve.png")
+    print(f"{checkpoint}", flush=True)
+    return 0
+
+
+def _lines() -> tuple[Callable[[Report], None], Callable[[str, int, int], None]]:
+    """Progress on stderr: one living line on a terminal, plain lines elsewhere."""
+    end = "\r" if sys.stderr.isatty() else "\n"
+
+    def say(report: Report) -> None:
+        done = report.step / report.steps
+        bar = "#" * round(24 * done) + "." * (24 - round(24 * done))
+        line = (
+            f"[{bar}] {report.step}/{report.steps}  loss {report.loss:.3f}  "
+            f"IoU {report.iou:5.1f}  {report.rate:5.1f} sentences/s"
+        )
+        print(line, end=end, file=sys.stderr, flush=True)
+        if report.validation:
+            found = "  ".join(f"{name} {value:.1f}" for name, value in report.validation.items())
+            print(f"\n    validation: {found}", file=sys.stderr, flush=True)
+
+    def count(what: str, done: int, total: int) -> None:
+        print(f"{what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    return say, count

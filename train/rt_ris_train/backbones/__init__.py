@@ -1,0 +1,1 @@
+"""Encoders taken from well-kept libraries, with explicit key maps for their published files."""

@@ -1,0 +1,91 @@
+"""SAM's image encoder with taps (segment-anything's ``ImageEncoderViT``, Apache-2.0)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import torch
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import Tensor, nn
+
+PREFIX: Final = "image_encoder."
+MEAN: Final = (123.675, 116.28, 103.53)
+STD: Final = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamSize:
+    """Width, depth and heads of the encoder, and its global-attention blocks (0-based)."""
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, int, int, int]
+    image_size: int = 1024
+    window: int = 14
+
+    @property
+    def cells(self) -> int:
+        """h = w of the feature maps."""
+        return self.image_size // 16
+
+
+SIZES: Final[Mapping[str, SamSize]] = {
+    "tiny": SamSize(
+        width=32, depth=4, heads=2, global_blocks=(0, 1, 2, 3), image_size=128, window=3
+    ),
+    "vit_b": SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
+    "vit_l": SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
+    "vit_h": SamSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+}
+
+
+class SamEncoder(nn.Module):
+    """Outputs of the second, third and fourth global-attention block, before the neck."""
+
+    def __init__(self, size: SamSize) -> None:
+        super().__init__()
+        self.taps = size.global_blocks[1:]
+        self.network = ImageEncoderViT(
+            img_size=size.image_size,
+            embed_dim=size.width,
+            depth=size.depth,
+            num_heads=size.heads,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=size.window,
+            global_attn_indexes=size.global_blocks,
+        )
+        # The neck serves SAM's own decoder; nothing here reads it.
+        self.network.neck = nn.Identity()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """float32 [B, 3, S, S], normalised, to three maps [B, S/16, S/16, width]."""
+        features = self.network.patch_embed(image) + self.network.pos_embed
+        found = []
+        for index, block in enumerate(self.network.blocks):
+            features = block(features)
+            if index in self.taps:
+                found.append(features)
+        return tuple(found)
+
+
+def keys(encoder: SamEncoder) -> dict[str, str]:
+    """Released name of every tensor of the encoder by its name here.
+
+    Released files hold a plain state dict; ``image_encoder.neck.*``, ``prompt_encoder.*`` and
+    ``mask_decoder.*`` are not used.
+    """
+    return {
+        f"network.{name}": PREFIX + name
+        for name in encoder.network.state_dict()
+    }
+
+
+def official_layout(encoder: SamEncoder) -> dict[str, Tensor]:
+    """The encoder's tensors under their released names, for tests and exports of weights."""
+    state = encoder.state_dict()
+    return {released: torch.Tensor(state[own]) for own, released in keys(encoder).items()}

@@ -1,0 +1,208 @@
+"""What is stored of a trained network: only the weights that were trained.
+
+A checkpoint is one safetensors file. Its metadata names the architecture, the variant and the
+recipe; frozen encoders are not in it, since their packages bring them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rt_ris.errors import CheckpointError
+from rt_ris_train.architecture import Architecture, ReferringNetwork, load
+
+FORMAT: Final = "rt-ris-checkpoint-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedNetwork:
+    """A network ready to evaluate or export, in evaluation mode.
+
+    Attributes:
+        network: with the checkpoint's weights.
+        architecture: what it is an instance of.
+        variant_name: which size.
+        checkpoint_sha256: of the checkpoint file; None where no checkpoint was loaded.
+        seeded: the head's weights are seeded random ones, not trained.
+        metadata: what the checkpoint says about itself.
+    """
+
+    network: ReferringNetwork
+    architecture: Architecture
+    variant_name: str
+    checkpoint_sha256: str | None
+    seeded: bool
+    metadata: Mapping[str, str]
+
+
+def trained_state(network: ReferringNetwork) -> dict[str, Tensor]:
+    """Every tensor of the state dict that training changes, buffers such as BatchNorm's too."""
+    frozen = _frozen_names(network)
+    return {
+        name: tensor.detach()
+        for name, tensor in _unshared(network).items()
+        if name not in frozen
+    }
+
+
+def save_checkpoint(
+    path: Path, network: ReferringNetwork, *, metadata: Mapping[str, str]
+) -> None:
+    """Write the trained weights atomically.
+
+    Args:
+        path: file to make or replace.
+        network: whose trained weights are written.
+        metadata: ``architecture``, ``variant`` and whatever else should travel along.
+    """
+    packed = save(
+        {name: tensor.contiguous().cpu() for name, tensor in trained_state(network).items()},
+        metadata={"format": FORMAT, **metadata},
+    )
+    write_atomically(path, packed)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves either the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_network(arch: str, variant: str | None, checkpoint: Path | None) -> LoadedNetwork:
+    """Build a network and fill it with a checkpoint.
+
+    Args:
+        arch: name of an architecture.
+        variant: name of a variant, or None for the default one.
+        checkpoint: file to load; None for the checkpoint that ships with the variant, or seeded
+            random weights where none ships.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another network.
+        RecipeError: there is no such architecture or variant.
+    """
+    architecture = load(arch)
+    chosen = architecture.variant(variant)
+    name = variant or architecture.default
+    source = checkpoint or chosen.checkpoint
+    network = chosen.build()
+    digest, metadata = (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
+    network.eval()
+    return LoadedNetwork(
+        network=network,
+        architecture=architecture,
+        variant_name=name,
+        checkpoint_sha256=digest,
+        seeded=source is None,
+        metadata=metadata,
+    )
+
+
+def fill(
+    network: ReferringNetwork, path: Path, *, arch: str, variant: str
+) -> tuple[str, dict[str, str]]:
+    """Load a checkpoint into a network that fits it exactly.
+
+    Returns:
+        SHA-256 of the file and its metadata.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or its tensors are not the network's.
+    """
+    tensors, metadata = _read(path)
+    said = f"{metadata.get('architecture', '?')} {metadata.get('variant', '?')}"
+    wanted = trained_state(network)
+    differing = _differing(tensors, wanted)
+    if differing or said != f"{arch} {variant}":
+        raise CheckpointError(
+            f"'{path}' is a checkpoint of {said}; {arch} {variant} was asked for. "
+            + (f"First differences: {'; '.join(differing[:5])}. " if differing else "")
+            + "Name the architecture and the variant it was trained for (--arch, --variant).",
+            keys=tuple(difference.split(":")[0] for difference in differing[:5]),
+        )
+    network.load_state_dict(tensors, strict=False)
+    return hashlib.sha256(path.read_bytes()).hexdigest(), metadata
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint file '{path}'.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read as a safetensors checkpoint ({error}). Official files of "
+            "other projects are imported first."
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"'{path}' is a safetensors file, but not a checkpoint of this project: its metadata "
+            f"has no format '{FORMAT}'."
+        )
+    return tensors, metadata
+
+
+def _differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    differences = [f"{name}: not in the file" for name in wanted if name not in found]
+    differences += [f"{name}: unknown to the network" for name in found if name not in wanted]
+    differences += [
+        f"{name}: shape {tuple(found[name].shape)}, the network has {tuple(wanted[name].shape)}"
+        for name in found
+        if name in wanted and found[name].shape != wanted[name].shape
+    ]
+    return sorted(differences)
+
+
+def _frozen_names(network: ReferringNetwork) -> set[str]:
+    """Names of parameters that never train, and of the buffers of modules that hold only such."""
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    for prefix, module in network.named_modules():
+        parameters = list(module.parameters())
+        if parameters and not any(value.requires_grad for value in parameters):
+            frozen |= {f"{prefix}.{name}" for name in module.state_dict()}
+    return frozen
+
+
+def _unshared(network: ReferringNetwork) -> dict[str, Tensor]:
+    """The state dict with each shared tensor under its first name only."""
+    seen: set[int] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            kept[name] = tensor
+    return kept
+
+
+def metadata_of(
+    *, architecture: str, variant: str, step: int, recipe: Mapping[str, object]
+) -> dict[str, str]:
+    """The metadata that training writes into a checkpoint."""
+    return {
+        "architecture": architecture,
+        "variant": variant,
+        "step": str(step),
+        "torch": torch.__version__,
+        "recipe": json.dumps(recipe, sort_keys=True, default=str),
+    }

@@ -1,0 +1,113 @@
+"""Measures of referring segmentation, accumulated over sentences in exact integers.
+
+oIoU, mIoU and Pr@X count the sentences that have a target (LAVT, DMMI); a sentence without one
+counts in no-target accuracy. gIoU and cIoU follow gRefCOCO's evaluator (ReLA). In points of 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+PRECISION_AT: Final = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(kw_only=True)
+class Metrics:
+    """Counts of one group of sentences; ``update`` adds a sentence, ``summary`` reads them."""
+
+    sentences: int = 0
+    targeted: int = 0
+    absent: int = 0
+    intersection: int = 0
+    union: int = 0
+    iou_sum: float = 0.0
+    generous_sum: float = 0.0
+    generous_intersection: int = 0
+    generous_union: int = 0
+    rejected_absent: int = 0
+    accepted_targeted: int = 0
+    above: dict[float, int] = field(default_factory=lambda: dict.fromkeys(PRECISION_AT, 0))
+
+    def update(self, predicted: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_]) -> None:
+        """Add one sentence.
+
+        Args:
+            predicted: bool [H, W]; no true pixel means "there is no such thing".
+            target: bool [H, W]; no true pixel means that the sentence has no target.
+        """
+        intersection = int(np.count_nonzero(predicted & target))
+        union = int(np.count_nonzero(predicted | target))
+        found = bool(predicted.any())
+        self.sentences += 1
+        if target.any():
+            self._targeted(intersection, union, found)
+        else:
+            self.absent += 1
+            self.rejected_absent += not found
+            self.generous_sum += float(not found)
+            self.generous_union += union
+
+    def _targeted(self, intersection: int, union: int, found: bool) -> None:
+        iou = intersection / union
+        self.targeted += 1
+        self.accepted_targeted += found
+        self.intersection += intersection
+        self.union += union
+        self.generous_intersection += intersection
+        self.generous_union += union
+        self.iou_sum += iou
+        self.generous_sum += iou
+        for bound in PRECISION_AT:
+            self.above[bound] += iou >= bound
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Measures in points of 100; None where no sentence of the kind was seen."""
+        precision = {
+            f"Pr@{bound}": _percent(self.above[bound], self.targeted) for bound in PRECISION_AT
+        }
+        return {
+            "sentences": self.sentences,
+            "targeted": self.targeted,
+            "no_target": self.absent,
+            "oIoU": _percent(self.intersection, self.union if self.targeted else 0),
+            "mIoU": _percent(self.iou_sum, self.targeted),
+            **precision,
+            "gIoU": _percent(self.generous_sum, self.sentences),
+            "cIoU": _percent(self.generous_intersection, self.generous_union),
+            "N_acc": _percent(self.rejected_absent, self.absent),
+            "T_acc": _percent(self.accepted_targeted, self.targeted),
+        }
+
+
+def _percent(part: float, whole: float) -> float | None:
+    return 100.0 * part / whole if whole else None
+
+
+class MetricsByKind:
+    """The measures over all sentences and for each kind of sentence."""
+
+    def __init__(self) -> None:
+        self.overall = Metrics()
+        self.kinds: dict[str, Metrics] = {}
+
+    def update(
+        self,
+        predicted: npt.NDArray[np.bool_],
+        target: npt.NDArray[np.bool_],
+        *,
+        kind: str | None = None,
+    ) -> None:
+        """Add one sentence; arrays as in ``Metrics.update``."""
+        self.overall.update(predicted, target)
+        if kind is not None:
+            self.kinds.setdefault(kind, Metrics()).update(predicted, target)
+
+    def summary(self) -> dict[str, float | int | None | Mapping[str, object]]:
+        """The overall measures, and under ``kinds`` those of each kind, by name."""
+        kinds = {name: self.kinds[name].summary() for name in sorted(self.kinds)}
+        return {**self.overall.summary(), "kinds": kinds}
