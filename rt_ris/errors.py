@@ -13,6 +13,8 @@
     ├── TextError                     2      the sentence cannot be used
     ├── DataError                     2      a data set cannot be read
     ├── CheckpointError               2      weights do not belong to the network
+    ├── OutputError                   2      the place for results cannot be used
+    ├── StorageError                  6      writing failed, such as on a full disk
     ├── RecipeError                   2      a recipe or an option is not valid
     ├── ParityError                   1      the exported masks are not the trained masks
     ├── PlanError                     2      the steps of an export do not fit together
@@ -115,6 +117,20 @@ class CheckpointError(RtRisError):
     def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.keys = keys
+
+
+class OutputError(RtRisError):
+    """The place where results should go exists already, is missing or is no folder."""
+
+
+class StorageError(RtRisError):
+    """Writing failed half-way, such as on a full disk; what was begun has been removed."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class RecipeError(RtRisError):

@@ -243,7 +243,11 @@ def _propagate(stages: Sequence[StageSpec]) -> dict[str, Dependency]:
 def _joined(stage: StageSpec, values: Mapping[str, Dependency]) -> Dependency:
     missing = [spec.name for spec in stage.inputs if spec.name not in values]
     if missing or not stage.inputs or not stage.outputs:
-        what = f"needs {missing}, which no earlier stage makes" if missing else "lacks inputs or outputs"
+        what = (
+            f"needs {missing}, which no earlier stage makes"
+            if missing
+            else "lacks inputs or outputs"
+        )
         raise PlanError(f"Stage '{stage.id}' {what}; known values are {sorted(values)}.")
     return _join(values[spec.name] for spec in stage.inputs)
 
