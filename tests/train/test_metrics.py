@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rt_ris_train.metrics import Metrics, MetricsByKind
+
+
+def square(*, side: int, at: int = 0) -> npt.NDArray[np.bool_]:
+    mask = np.zeros((10, 10), dtype=bool)
+    mask[at : at + side, at : at + side] = True
+    return mask
+
+
+def empty() -> npt.NDArray[np.bool_]:
+    return np.zeros((10, 10), dtype=bool)
+
+
+def test_hand_computed_numbers() -> None:
+    metrics = Metrics()
+    metrics.update(square(side=4), square(side=4))  # 16 of 16
+    metrics.update(square(side=2), square(side=4))  # 4 of 16
+    found = metrics.summary()
+    assert found["oIoU"] == pytest.approx(100 * 20 / 32)
+    assert found["mIoU"] == pytest.approx(100 * (1 + 0.25) / 2)
+    assert found["Pr@0.5"] == 50.0
+    assert found["Pr@0.9"] == 50.0
+    assert found["T_acc"] == 100.0
+    assert found["N_acc"] is None
+
+
+def test_a_precision_bound_includes_itself() -> None:
+    metrics = Metrics()
+    half = square(side=10)
+    half[5:] = False
+    metrics.update(half, square(side=10))
+    assert metrics.summary()["Pr@0.5"] == 100.0
+    assert metrics.summary()["Pr@0.6"] == 0.0
+
+
+def test_sentences_without_a_target_leave_overall_iou_alone() -> None:
+    metrics = Metrics()
+    metrics.update(square(side=4), square(side=4))
+    metrics.update(square(side=3), empty())
+    metrics.update(empty(), empty())
+    found = metrics.summary()
+    assert found["oIoU"] == 100.0
+    assert found["N_acc"] == 50.0
+    assert found["gIoU"] == pytest.approx(100 * 2 / 3)
+    assert found["cIoU"] == pytest.approx(100 * 16 / 25)
+
+
+def test_a_rejected_target_counts_its_whole_area() -> None:
+    metrics = Metrics()
+    metrics.update(empty(), square(side=4))
+    found = metrics.summary()
+    assert found["T_acc"] == 0.0
+    assert found["cIoU"] == 0.0
+    assert found["gIoU"] == 0.0
+
+
+def test_only_absent_sentences_have_no_overall_iou() -> None:
+    metrics = Metrics()
+    metrics.update(square(side=2), empty())
+    assert metrics.summary()["oIoU"] is None
+
+
+def test_kinds_are_counted_apart() -> None:
+    metrics = MetricsByKind()
+    metrics.update(square(side=4), square(side=4), kind="size")
+    metrics.update(empty(), square(side=4), kind="colour")
+    found = metrics.summary()
+    kinds = found["kinds"]
+    assert isinstance(kinds, dict)
+    assert kinds["size"]["oIoU"] == 100.0
+    assert kinds["colour"]["oIoU"] == 0.0
+    assert found["sentences"] == 2

@@ -1,0 +1,109 @@
+"""Evaluate a predictor on RefCOCO-format data; a checkpoint and a bundle take the same way.
+
+Every sentence of every ref counts once, at the picture's original size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rt_ris_train.data.refcoco import Ref, RefDataset, Sentence
+from rt_ris_train.metrics import MetricsByKind
+
+Progress = Callable[[int, int], None]
+
+
+class Answer(Protocol):
+    """The part of a mask that evaluation reads."""
+
+    @property
+    def binary(self) -> npt.NDArray[np.bool_]:
+        """bool [H, W]."""
+
+
+class Segmenter(Protocol):
+    """What can be evaluated: ``rt_ris.Predictor`` and anything with its two methods."""
+
+    def set_image(self, image: npt.NDArray[np.uint8]) -> object:
+        """Take uint8 [H, W, 3] RGB."""
+
+    def segment(self, sentences: Sequence[str]) -> Sequence[Answer]:
+        """One answer per sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What to evaluate.
+
+    Attributes:
+        limit: the most sentences, spread evenly over the split; None for all.
+        shuffle_seed: give every sentence the picture of another one, to see whether the network
+            reads; None to leave them where they belong.
+    """
+
+    limit: int | None = None
+    shuffle_seed: int | None = None
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: RefDataset,
+    *,
+    options: EvaluationOptions | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Mapping[str, object]:
+    """Measure a segmenter.
+
+    Returns:
+        The measures of ``MetricsByKind.summary``, in points of 100, with ``eval_space``.
+    """
+    chosen = options or EvaluationOptions()
+    groups = list(_by_image(dataset, chosen))
+    total = sum(len(samples) for _, samples in groups)
+    metrics = MetricsByKind()
+    done = 0
+    for ref, samples in groups:
+        segmenter.set_image(dataset.image(ref))
+        answers = segmenter.segment([text for text, _, _ in samples])
+        for answer, (_, target, kind) in zip(answers, samples, strict=True):
+            metrics.update(answer.binary, dataset.mask(target), kind=kind)
+        done += len(samples)
+        progress(done, total)
+    return {**metrics.summary(), "eval_space": "original", "shuffled": chosen.shuffle_seed is not None}
+
+
+_Sample = tuple[str, Ref, str | None]
+
+
+def _by_image(
+    dataset: RefDataset, options: EvaluationOptions
+) -> Iterator[tuple[Ref, list[_Sample]]]:
+    """A ref of each picture, and for its sentences the text, the target and the kind."""
+    samples = dataset.samples()
+    if options.limit is not None and options.limit < len(samples):
+        rows = np.linspace(0, len(samples) - 1, options.limit).round().astype(int)
+        samples = [samples[row] for row in rows]
+    texts = [sentence.text for _, sentence in samples]
+    if options.shuffle_seed is not None:
+        texts = _elsewhere(samples, options.shuffle_seed)
+    groups: dict[int, tuple[Ref, list[_Sample]]] = {}
+    for text, (ref, sentence) in zip(texts, samples, strict=True):
+        groups.setdefault(ref.image_id, (ref, []))[1].append((text, ref, sentence.kind))
+    yield from groups.values()
+
+
+def _elsewhere(samples: Sequence[tuple[Ref, Sentence]], seed: int) -> list[str]:
+    """For every sample the sentence of a sample on another picture, by a seeded draw."""
+    draw = np.random.default_rng(seed)
+    images = np.array([ref.image_id for ref, _ in samples])
+    texts: list[str] = []
+    for image in images:
+        others = np.flatnonzero(images != image)
+        pick = int(draw.choice(others)) if len(others) else 0
+        texts.append(samples[pick][1].text)
+    return texts
