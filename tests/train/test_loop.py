@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rt_ris.errors import CheckpointError, RecipeError
+from rt_ris_train.checkpoint import load_network, trained_state
+from rt_ris_train.loop import Report, Trainer, learning_rate, read_log
+from rt_ris_train.losses import LossWeights
+from rt_ris_train.recipe import TrainRecipe, find_recipe, read_recipe, shipped_recipes
+
+RECIPE = TrainRecipe(
+    arch="maris",
+    variant="tiny",
+    steps=6,
+    images=2,
+    sentences=2,
+    learning_rate=1e-3,
+    warmup_steps=2,
+    loss=LossWeights(focal=1.0, dice=1.0, cross_entropy=1.0),
+    save_every=2,
+    validate_every=3,
+    validate_sentences=5,
+)
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+def kill_at(step: int) -> object:
+    def report(said: Report) -> None:
+        if said.step >= step:
+            raise Killed
+
+    return report
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(red_boxes: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    whole = Trainer(RECIPE, data=red_boxes, out=tmp_path / "whole", cache=cache)
+    whole.run()
+    broken = Trainer(RECIPE, data=red_boxes, out=tmp_path / "broken", cache=cache)
+    with pytest.raises(Killed):
+        broken.run(kill_at(3))  # type: ignore[arg-type]
+    resumed = Trainer(RECIPE, data=red_boxes, out=tmp_path / "broken", cache=cache)
+    assert resumed.step == 2  # the last multiple of save_every
+    resumed.run()
+    expected = trained_state(whole.network)
+    found = trained_state(resumed.network)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    assert [line["step"] for line in read_log(tmp_path / "broken" / "log.jsonl")] == [3, 6]
+
+
+def test_training_lowers_the_loss(red_boxes: Path, tmp_path: Path) -> None:
+    said: list[Report] = []
+    recipe = replace(RECIPE, steps=60, validate_every=60, learning_rate=3e-3)
+    Trainer(recipe, data=red_boxes, out=tmp_path / "run").run(said.append)
+    assert said[-1].loss < 0.8 * said[0].loss
+
+
+def test_a_checkpoint_holds_what_was_trained_and_nothing_frozen(
+    red_boxes: Path, tmp_path: Path
+) -> None:
+    run = Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
+    path = run.run()
+    loaded = load_network("maris", "tiny", path)
+    assert not loaded.seeded
+    assert loaded.metadata["step"] == "6"
+    names = set(trained_state(loaded.network))
+    assert not any("encoder." in name for name in names)
+    for name, tensor in trained_state(run.network).items():
+        torch.testing.assert_close(trained_state(loaded.network)[name], tensor)
+
+
+def test_another_variant_refuses_the_checkpoint(red_boxes: Path, tmp_path: Path) -> None:
+    path = Trainer(RECIPE, data=red_boxes, out=tmp_path / "run").run()
+    with pytest.raises(CheckpointError, match="checkpoint of maris tiny; maris lite") as raised:
+        load_network("maris", "lite", path)
+    assert raised.value.keys
+
+
+def test_a_folder_keeps_to_its_recipe(red_boxes: Path, tmp_path: Path) -> None:
+    Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
+    with pytest.raises(RecipeError, match="another recipe"):
+        Trainer(replace(RECIPE, seed=1), data=red_boxes, out=tmp_path / "run")
+
+
+def test_a_damaged_state_is_named(red_boxes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(RECIPE, data=red_boxes, out=out).run()
+    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        Trainer(RECIPE, data=red_boxes, out=out)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    recipe = replace(RECIPE, steps=100, warmup_steps=10, schedule="cosine")
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == rates[9]
+    assert rates[-1] < 1e-6
+    stepped = replace(recipe, schedule="step")
+    assert learning_rate(stepped, 59) == pytest.approx(10 * learning_rate(stepped, 60))
+
+
+@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert read_recipe(path).steps > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("arch = 'maris'\nvariant = 'tiny'\nsteps = 1\nstep = 2\n", "step"),
+        ("arch = 'maris'\nvariant = 'tiny'\n", "steps"),
+        ("arch = 'maris'\nvariant = 'tiny'\nsteps = 'many'\n", "steps"),
+        ("arch = 'maris'\nvariant = 'tiny'\nsteps = 0\n", "at least 1"),
+        ("arch = [", "TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(path)
+
+
+def test_a_missing_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="maris-lite"):
+        read_recipe(find_recipe("no-such-recipe"))
+
+
+def test_the_log_is_lines_of_json(red_boxes: Path, tmp_path: Path) -> None:
+    Trainer(RECIPE, data=red_boxes, out=tmp_path / "run").run()
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines[-1]["validation"].keys() >= {"oIoU", "mIoU"}
