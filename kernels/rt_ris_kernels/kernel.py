@@ -49,7 +49,8 @@ class KernelSpec:
         version: opset version of the domain; also, as text, the version of the plugin.
         inputs: in operator order.
         outputs: in operator order.
-        attributes: numbers that change the result, with their defaults.
+        attributes: numbers that change the result, with their defaults; the type of a default is
+            the type of the attribute.
         reference: numpy; takes the inputs by name and the attributes by name, returns the
             outputs in the inputs' type. Float64 inputs give the truth that others are judged by.
         body: builds the ONNX function for a version of the default opset.
@@ -60,12 +61,12 @@ class KernelSpec:
     version: int
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
-    attributes: Mapping[str, float]
+    attributes: Mapping[str, float | int]
     reference: Callable[..., tuple[Array, ...]]
     body: Callable[[int], FunctionProto]
 
     @property
-    def node_attributes(self) -> dict[str, float | str]:
+    def node_attributes(self) -> dict[str, float | int | str]:
         """All attributes a node must carry, with defaults.
 
         The two strings tell TensorRT which plugin may replace the function; other runtimes ignore

@@ -79,18 +79,24 @@ def _model(opset: int, attributes: dict[str, float], *, broadcast: bool) -> onnx
 
 @lru_cache
 def _session(
-    opset: int, threshold: float, scale: float, broadcast: bool
+    opset: int, threshold: float, scale: float, normalize: int, broadcast: bool
 ) -> onnxruntime.InferenceSession:
-    model = _model(opset, {"threshold": threshold, "scale": scale}, broadcast=broadcast)
+    attributes = {"threshold": threshold, "scale": scale, "normalize": normalize}
+    model = _model(opset, attributes, broadcast=broadcast)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
 def _run_onnx(
-    arrays: list[Array], *, opset: int = 18, threshold: float = 0.5, scale: float = 1.0
+    arrays: list[Array],
+    *,
+    opset: int = 18,
+    threshold: float = 0.5,
+    scale: float = 1.0,
+    normalize: int = 0,
 ) -> list[Array]:
-    session = _session(opset, threshold, scale, arrays[0].shape[0] == 1)
+    session = _session(opset, threshold, scale, normalize, arrays[0].shape[0] == 1)
     names = [operand.name for operand in MASKED_MUTUAL_ATTENTION.inputs]
     feed = {name: array.astype(np.float32) for name, array in zip(names, arrays, strict=True)}
     return list(session.run(None, feed))
@@ -104,11 +110,15 @@ def _far_from_ties(arrays: list[Array], *, threshold: float, scale: float = 1.0)
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("shared", [False, True])
-def test_function_equals_the_reference(opset: int, threshold: float, shared: bool) -> None:
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_function_equals_the_reference(
+    opset: int, threshold: float, shared: bool, normalize: int
+) -> None:
     arrays = _inputs(3, n=3, p=12, length=5, c=16, shared=shared)
     assert _far_from_ties(arrays, threshold=threshold, scale=0.5)
-    got = _run_onnx(arrays, opset=opset, threshold=threshold, scale=0.5)
-    wanted = MASKED_MUTUAL_ATTENTION.run(arrays, {"threshold": threshold, "scale": 0.5})
+    attributes = {"threshold": threshold, "scale": 0.5, "normalize": normalize}
+    got = _run_onnx(arrays, opset=opset, threshold=threshold, scale=0.5, normalize=normalize)
+    wanted = MASKED_MUTUAL_ATTENTION.run(arrays, attributes)
     for a, b in zip(got, wanted, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -194,6 +204,15 @@ def test_a_sentence_of_pads_only_is_finite(run: Run) -> None:
     np.testing.assert_allclose(
         f_val[0, 0], _norm(arrays[1][0, 0], arrays[5], arrays[6]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_normalized_words_collect_the_mean_of_their_pixels() -> None:
+    arrays = _inputs(6, n=1, p=9, length=3, c=8, shared=False)
+    arrays[0][:] = arrays[0][:, :1]  # every pixel is the same, so every mean is that pixel
+    arrays[1] = np.abs(arrays[1]) * np.sign(arrays[0][:, 0])  # and every word concerns it
+    _, f_val = MASKED_MUTUAL_ATTENTION.run(arrays, {"normalize": 1})
+    wanted = _norm(arrays[0][0, 0] + arrays[1][0, 0], arrays[5], arrays[6])
+    np.testing.assert_allclose(f_val[0, 0], wanted, rtol=1e-5)
 
 
 def test_reference_keeps_the_type_of_its_inputs() -> None:

@@ -6,6 +6,9 @@
     f_lav = LN(A z_l + z_v)                                [N, P, C]
     f_val = LN(A^T z_v + z_l)                              [N, L, C]
 
+With ``normalize`` 1 the sum A^T z_v is divided by the word's total weight (the column sum of A,
+plus 1e-6), so that it is a mean over the word's pixels; the paper prints the plain sum.
+
 Equation (4) of the paper prints the mask the wrong way round; its text says that irrelevant pairs
 are suppressed, which is what stands here. A pixel for which no word is relevant attends to
 nothing: its row of A is zero. The same holds for the column of a padded word. -1e4 instead of
@@ -29,7 +32,13 @@ if TYPE_CHECKING:
 _DOMAIN = "rt_ris"
 _OP_TYPE = "MaskedMutualAttention"
 _SUPPRESSED = -1.0e4
-_ATTRIBUTES = {"threshold": 0.5, "scale": 1.0, "epsilon": 1.0e-5}
+_MASS_FLOOR = 1.0e-6
+_ATTRIBUTES: dict[str, float | int] = {
+    "threshold": 0.5,
+    "scale": 1.0,
+    "epsilon": 1.0e-5,
+    "normalize": 0,
+}
 _INPUTS = (
     Operand(name="z_v", axes=("N", "P", "C"), broadcast=("N",)),
     Operand(name="z_l", axes=("N", "L", "C")),
@@ -57,6 +66,7 @@ def masked_mutual_attention(
     threshold: float = 0.5,
     scale: float = 1.0,
     epsilon: float = 1.0e-5,
+    normalize: int = 0,
 ) -> tuple[Array, Array]:
     """The operator in numpy, computed in the type of its inputs.
 
@@ -71,6 +81,7 @@ def masked_mutual_attention(
         threshold: probability from which a pixel and a word count as related.
         scale: factor on S.
         epsilon: added to the variance in both layer norms.
+        normalize: 1 divides what a word collects by the total weight of its pixels.
 
     Returns:
         f_lav [N, P, C] and f_val [N, L, C].
@@ -79,8 +90,10 @@ def masked_mutual_attention(
     keep = (scores >= logit(threshold)) & (word_mask > 0)[:, None, :]
     attention = _softmax(np.where(keep, scores, scores.dtype.type(_SUPPRESSED))) * keep
     f_lav = _layer_norm(attention @ z_l + z_v, gamma_v, beta=beta_v, epsilon=epsilon)
-    words = attention.swapaxes(1, 2) @ z_v + z_l
-    return f_lav, _layer_norm(words, gamma_l, beta=beta_l, epsilon=epsilon)
+    collected = attention.swapaxes(1, 2) @ z_v
+    if normalize:
+        collected = collected / (attention.sum(axis=1)[..., None] + z_l.dtype.type(_MASS_FLOOR))
+    return f_lav, _layer_norm(collected + z_l, gamma_l, beta=beta_l, epsilon=epsilon)
 
 
 def relevance(z_v: Array, z_l: Array, *, scale: float = 1.0) -> Array:
@@ -122,7 +135,7 @@ def function_body(opset: int) -> FunctionProto:
     """
     from onnx import helper
 
-    nodes = [*_scores(), *_mask(), *_attention(), *_outputs()]
+    nodes = [*_scores(), *_mask(), *_attention(), *_pixels(), *_words()]
     return helper.make_function(
         _DOMAIN,
         _OP_TYPE,
@@ -137,17 +150,19 @@ def function_body(opset: int) -> FunctionProto:
 def _node(op_type: str, inputs: str, output: str, **attributes: float | list[int]) -> NodeProto:
     from onnx import helper
 
-    return helper.make_node(op_type, inputs.split(), [output], **attributes)
+    node = helper.make_node(op_type, inputs.split(), [output])
+    node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
+    return node
 
 
 def _linked(op_type: str, inputs: str, output: str, *, local: str, outer: str) -> NodeProto:
     """A node whose attribute ``local`` is the calling node's attribute ``outer``."""
     from onnx import AttributeProto
 
+    whole = isinstance(_ATTRIBUTES[outer], int)
+    kind = AttributeProto.INT if whole else AttributeProto.FLOAT
     node = _node(op_type, inputs, output)
-    node.attribute.append(
-        AttributeProto(name=local, ref_attr_name=outer, type=AttributeProto.FLOAT)
-    )
+    node.attribute.append(AttributeProto(name=local, ref_attr_name=outer, type=kind))
     return node
 
 
@@ -191,20 +206,43 @@ def _attention() -> list[NodeProto]:
     ]
 
 
-def _outputs() -> list[NodeProto]:
+def _pixels() -> list[NodeProto]:
     return [
         _node("MatMul", "a z_l", "from_words"),
         _node("Add", "from_words z_v", "pixels"),
-        _linked(
-            "LayerNormalization", "pixels gamma_v beta_v", "f_lav", local="epsilon", outer="epsilon"
-        ),
-        _node("Transpose", "a", "a_t", perm=[0, 2, 1]),
-        _node("MatMul", "a_t z_v", "from_pixels"),
-        _node("Add", "from_pixels z_l", "words"),
-        _linked(
-            "LayerNormalization", "words gamma_l beta_l", "f_val", local="epsilon", outer="epsilon"
-        ),
+        _norm("pixels gamma_v beta_v", "f_lav"),
     ]
+
+
+def _words() -> list[NodeProto]:
+    return [
+        _node("Transpose", "a", "a_t", perm=[0, 2, 1]),
+        _node("MatMul", "a_t z_v", "sum_over_pixels"),
+        *_divisor(),
+        _node("Div", "sum_over_pixels divisor", "from_pixels"),
+        _node("Add", "from_pixels z_l", "words"),
+        _norm("words gamma_l beta_l", "f_val"),
+    ]
+
+
+def _divisor() -> list[NodeProto]:
+    """[N, L, 1]: a word's total weight where the node asks for it, else 1."""
+    return [
+        _linked("Constant", "", "normalize_int", local="value_int", outer="normalize"),
+        _node("Constant", "", "zero_int", value_int=0),
+        _node("Greater", "normalize_int zero_int", "normalize_bool"),
+        _node("Constant", "", "last_axis", value_ints=[-1]),
+        _node("ReduceSum", "a_t last_axis", "mass", keepdims=1),
+        _node("Constant", "", "mass_floor_32", value_float=_MASS_FLOOR),
+        _node("CastLike", "mass_floor_32 mass", "mass_floor"),
+        _node("Add", "mass mass_floor", "mass_positive"),
+        _node("CastLike", "one mass", "one_t"),
+        _node("Where", "normalize_bool mass_positive one_t", "divisor"),
+    ]
+
+
+def _norm(inputs: str, output: str) -> NodeProto:
+    return _linked("LayerNormalization", inputs, output, local="epsilon", outer="epsilon")
 
 
 MASKED_MUTUAL_ATTENTION = KernelSpec(
