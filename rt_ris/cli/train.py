@@ -19,6 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumes in it")
     parser.add_argument("--cache", type=Path, help="folder of stored features [OUT/features]")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="LABEL=FILE",
+        help="published weights of a frozen encoder, such as sam=sam_vit_b_01ec64.pth; repeatable",
+    )
     parser.add_argument("--threads", type=int, help="processor threads")
     parser.set_defaults(run=run)
 
@@ -29,13 +36,21 @@ def run(args: argparse.Namespace) -> int:
 
     from rt_ris_train.curve import draw_curve
     from rt_ris_train.loop import Trainer
+    from rt_ris_train.official import named_files
     from rt_ris_train.recipe import find_recipe, read_recipe
 
     if args.threads:
         torch.set_num_threads(args.threads)
     recipe = read_recipe(find_recipe(args.recipe))
     say, count = _lines()
-    trainer = Trainer(recipe, data=args.data, out=args.out, cache=args.cache, progress=count)
+    trainer = Trainer(
+        recipe,
+        data=args.data,
+        out=args.out,
+        cache=args.cache,
+        weights=named_files(args.weights),
+        progress=count,
+    )
     checkpoint = trainer.run(say)
     draw_curve(args.out / "log.jsonl", args.out / "curve.png")
     print(f"{checkpoint}", flush=True)

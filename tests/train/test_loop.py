@@ -100,6 +100,15 @@ def test_a_damaged_state_is_named(red_boxes: Path, tmp_path: Path) -> None:
         Trainer(RECIPE, data=red_boxes, out=out)
 
 
+def test_stored_and_computed_features_train_alike(red_boxes: Path, tmp_path: Path) -> None:
+    said: dict[bool, list[Report]] = {True: [], False: []}
+    for stored, reports in said.items():
+        recipe = replace(RECIPE, cache_features=stored)
+        Trainer(recipe, data=red_boxes, out=tmp_path / str(stored)).run(reports.append)
+    for first, second in zip(said[True], said[False], strict=True):
+        assert first.loss == pytest.approx(second.loss, rel=1e-2)  # stored in half precision
+
+
 def test_learning_rate_rises_and_falls() -> None:
     recipe = replace(RECIPE, steps=100, warmup_steps=10, schedule="cosine")
     rates = [learning_rate(recipe, step) for step in range(100)]

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from rt_ris_train.checkpoint import (
 from rt_ris_train.data.features import Entry, FeatureStore, SplitTable
 from rt_ris_train.data.refcoco import RefDataset
 from rt_ris_train.losses import total_loss
+from rt_ris_train.official import load_official
 from rt_ris_train.recipe import TrainRecipe
 
 _LOG = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Trainer:
         data: Path,
         out: Path,
         cache: Path | None = None,
+        weights: Mapping[str, Path] | None = None,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
         self.recipe, self.out = recipe, out
@@ -81,7 +83,10 @@ class Trainer:
         _same_recipe(recipe, out / "recipe.json")
         torch.manual_seed(recipe.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = load(recipe.arch).variant(recipe.variant).build().to(self.device)
+        self.network = load(recipe.arch).variant(recipe.variant).build()
+        for imported in load_official(self.network, weights or {}):
+            _LOG.info("%s", imported)
+        self.network.to(self.device)
         self.optimizer = _optimizer(self.network, recipe)
         self.step = 0
         self._resume()
@@ -136,7 +141,13 @@ class Trainer:
         self, data: Path, split: str, folder: Path, progress: Callable[[str, int, int], None]
     ) -> FeatureStore:
         table = SplitTable(RefDataset.open(data, split=split))
-        store = FeatureStore(self.network, table, folder=folder, progress=progress)
+        store = FeatureStore(
+            self.network,
+            table,
+            folder=folder,
+            stored=self.recipe.cache_features,
+            progress=progress,
+        )
         self.network.eval()
         store.fill()
         return store

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,6 +84,18 @@ def _load_one(network: ReferringNetwork, label: str, path: Path) -> Imported:
         taken=len(wanted.keys),
         dropped={prefix: count for prefix, count in dropped.items() if count},
     )
+
+
+def named_files(pairs: Sequence[str]) -> dict[str, Path]:
+    """Paths by label from ``label=path`` strings, as the command line takes them.
+
+    Raises:
+        CheckpointError: a string without a label.
+    """
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise CheckpointError(f"'{wrong[0]}' names no weight file; write LABEL=FILE (sam=FILE).")
+    return {label: Path(path) for label, _, path in (pair.partition("=") for pair in pairs)}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

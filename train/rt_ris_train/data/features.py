@@ -120,18 +120,23 @@ class FeatureStore:
     """Frozen features, token masks and targets of one split."""
 
     def __init__(
-        self, network: ReferringNetwork, table: SplitTable, *, folder: Path, progress: Progress
+        self,
+        network: ReferringNetwork,
+        table: SplitTable,
+        *,
+        folder: Path,
+        stored: bool,
+        progress: Progress,
     ) -> None:
         self.network, self.table, self.progress = network, table, progress
+        self.stored = stored
         self.folder = folder / _fingerprint(network, table)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer = Tokenizer(network.tokenizer_json().encode(), network.text)
-        graph = network.graph()
         self.image_stages = _split_stages(network, Dependency.IMAGE)
         self.text_stages = _split_stages(network, Dependency.TEXT)
-        assert graph is not None
-        self.images = [self._rows("image", stage) for stage in self.image_stages]
-        self.texts = [self._rows("text", stage) for stage in self.text_stages]
+        self.images = [self._rows("image", stage) for stage in self.image_stages] if stored else []
+        self.texts = [self._rows("text", stage) for stage in self.text_stages] if stored else []
         self.masks = Rows(self.folder, "token_mask", count=len(table.texts))
         self.targets = Rows(self.folder, "targets", count=len(table.dataset.refs))
         self.valid = Rows(self.folder, "valid", count=len(table.by_image))
@@ -139,14 +144,18 @@ class FeatureStore:
     def fill(self) -> None:
         """Compute what is missing; may be killed and called again."""
         with torch.no_grad():
-            self._fill_images()
-            self._fill_texts()
+            if self.stored:
+                self._fill_images()
+                self._fill_texts()
+            self._fill_token_masks()
             self._fill_targets()
 
     def frozen(
         self, images: Sequence[int], texts: Sequence[int]
     ) -> dict[str, tuple[Tensor, ...]]:
-        """Stored results of ``StageModule.frozen`` by stage id."""
+        """Results of ``StageModule.frozen`` by stage id, stored ones or computed now."""
+        if not self.stored:
+            return self._computed(images, texts)
         found = {
             stage.spec.id: tuple(rows.read(images) for rows in group)
             for stage, group in zip(self.image_stages, self.images, strict=True)
@@ -154,6 +163,19 @@ class FeatureStore:
         for stage, group in zip(self.text_stages, self.texts, strict=True):
             found[stage.spec.id] = tuple(rows.read(texts) for rows in group)
         return found
+
+    def _computed(
+        self, images: Sequence[int], texts: Sequence[int]
+    ) -> dict[str, tuple[Tensor, ...]]:
+        with torch.no_grad():
+            values = self._image_values([self._prepared(row) for row in images])
+            values |= self._text_values([self.table.texts[row] for row in texts])
+            return {
+                stage.spec.id: stage.module.frozen(
+                    *(values[spec.name] for spec in stage.spec.inputs)
+                )
+                for stage in (*self.image_stages, *self.text_stages)
+            }
 
     def _rows(self, kind: str, stage: Stage) -> list[Rows]:
         """One array for each tensor that the stage's frozen part gives."""
@@ -203,14 +225,19 @@ class FeatureStore:
 
     def _fill_texts(self) -> None:
         total = len(self.table.texts)
-        done = min(self.masks.done, *(rows.done for group in self.texts for rows in group))
+        done = min(rows.done for group in self.texts for rows in group)
         for start, rows_at in _chunks(done, total, size=SENTENCES_AT_ONCE):
             values = self._text_values([self.table.texts[row] for row in rows_at])
             self._store(self.text_stages, self.texts, values, start)
-            self.masks.write(start, values[TOKEN_MASK].cpu().numpy())
             if start // SENTENCES_AT_ONCE % 8 == 7 or rows_at[-1] == total - 1:
-                _commit([*self.texts, [self.masks]], rows_at[-1] + 1)
+                _commit(self.texts, rows_at[-1] + 1)
                 self.progress("encoding sentences", rows_at[-1] + 1, total)
+
+    def _fill_token_masks(self) -> None:
+        for start, rows_at in _chunks(self.masks.done, self.masks.count, size=1024):
+            tokens = self.tokenizer.encode([self.table.texts[row] for row in rows_at])
+            self.masks.write(start, tokens.token_mask)
+            self.masks.commit(rows_at[-1] + 1)
 
     def _store(
         self, stages: Sequence[Stage], groups: Sequence[Sequence[Rows]],
