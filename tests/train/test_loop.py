@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from rt_ris.errors import CheckpointError, RecipeError
 from rt_ris_train.checkpoint import load_network, trained_state
 from rt_ris_train.loop import Report, Trainer, learning_rate, read_log
 from rt_ris_train.losses import LossWeights
 from rt_ris_train.recipe import TrainRecipe, find_recipe, read_recipe, shipped_recipes
+
+from rt_ris.errors import CheckpointError, RecipeError
 
 RECIPE = TrainRecipe(
     arch="maris",

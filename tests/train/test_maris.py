@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-
-from rt_ris.spec import Dependency
 from rt_ris_train.architecture import Batch, ReferringNetwork, load
 from rt_ris_train.architectures.maris import Maris, MarisConfig
 from rt_ris_train.blocks.mutual_attention import masked_mutual_attention
+from torch import Tensor
+
+from rt_ris.spec import Dependency
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,14 @@ def test_a_pixel_without_a_relevant_word_attends_to_nothing() -> None:
     torch.manual_seed(0)
     z_v, z_l = torch.rand(1, 5, 8), -torch.rand(2, 3, 8)  # every score is negative
     pixels, words = masked_mutual_attention(
-        z_v, z_l, torch.ones(2, 3), norms(8), threshold=0.5, scale=1.0, epsilon=1e-5, normalize=False
+        z_v,
+        z_l,
+        torch.ones(2, 3),
+        norms(8),
+        threshold=0.5,
+        scale=1.0,
+        epsilon=1e-5,
+        normalize=False,
     )
     expected = torch.nn.functional.layer_norm(z_v, (8,)).expand(2, -1, -1)
     torch.testing.assert_close(pixels, expected)

@@ -50,15 +50,11 @@ def trained_state(network: ReferringNetwork) -> dict[str, Tensor]:
     """Every tensor of the state dict that training changes, buffers such as BatchNorm's too."""
     frozen = _frozen_names(network)
     return {
-        name: tensor.detach()
-        for name, tensor in _unshared(network).items()
-        if name not in frozen
+        name: tensor.detach() for name, tensor in _unshared(network).items() if name not in frozen
     }
 
 
-def save_checkpoint(
-    path: Path, network: ReferringNetwork, *, metadata: Mapping[str, str]
-) -> None:
+def save_checkpoint(path: Path, network: ReferringNetwork, *, metadata: Mapping[str, str]) -> None:
     """Write the trained weights atomically.
 
     Args:
@@ -105,7 +101,9 @@ def load_network(arch: str, variant: str | None, checkpoint: Path | None) -> Loa
     name = variant or architecture.default
     source = checkpoint or chosen.checkpoint
     network = chosen.build()
-    digest, metadata = (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
+    digest, metadata = (
+        (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
+    )
     network.eval()
     return LoadedNetwork(
         network=network,

@@ -23,7 +23,7 @@ class Answer(Protocol):
 
     @property
     def binary(self) -> npt.NDArray[np.bool_]:
-        """bool [H, W]."""
+        """The mask, bool [H, W]."""
 
 
 class Segmenter(Protocol):
@@ -74,7 +74,11 @@ def evaluate(
             metrics.update(answer.binary, dataset.mask(target), kind=kind)
         done += len(samples)
         progress(done, total)
-    return {**metrics.summary(), "eval_space": "original", "shuffled": chosen.shuffle_seed is not None}
+    return {
+        **metrics.summary(),
+        "eval_space": "original",
+        "shuffled": chosen.shuffle_seed is not None,
+    }
 
 
 _Sample = tuple[str, Ref, str | None]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rt_ris.errors import CheckpointError, RecipeError
 from rt_ris.spec import TOKEN_MASK
-from rt_ris_train.architecture import Outputs, ReferringNetwork, load
+from rt_ris_train.architecture import Outputs, load
 from rt_ris_train.checkpoint import (
     metadata_of,
     save_checkpoint,
@@ -182,7 +182,7 @@ class Trainer:
                 "bfloat16 off."
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         if self.recipe.grad_clip:
             nn.utils.clip_grad_norm_(_trained(self.network), self.recipe.grad_clip)
         self.optimizer.step()
@@ -205,9 +205,7 @@ class Trainer:
             for stage, values in store.frozen(images, texts).items()
         }
         values = {TOKEN_MASK: store.masks.read(texts).to(self.device)}
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.recipe.bfloat16
-        ):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.bfloat16):
             outputs = self.network.run(values, index.to(self.device), frozen=frozen)
         target = store.targets.read([entry.ref for entry in entries]).float() / 255
         valid = store.valid.read([entry.image for entry in entries]).float() / 255
@@ -309,7 +307,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     """At most ``wanted`` of ``count`` rows, evenly spread."""
     if count <= wanted:
         return list(range(count))
-    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
+    return [round(place * (count - 1) / (wanted - 1)) for place in range(wanted)]
 
 
 def _mean(values: list[float]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -38,13 +39,14 @@ def total_loss(
         weights: factor of each term.
     """
     logits = outputs.logits.float()
-    terms = {
+    terms: dict[str, Callable[[], Tensor]] = {
         "focal": lambda: focal_loss(logits, target, valid),
         "dice": lambda: dice_loss(logits, target, valid, present),
         "cross_entropy": lambda: cross_entropy(logits, target, valid),
         "existence": lambda: existence_loss(outputs, present),
     }
-    chosen = [getattr(weights, name) * term() for name, term in terms.items() if getattr(weights, name)]
+    factors = asdict(weights)
+    chosen = [factors[name] * term() for name, term in terms.items() if factors[name]]
     return torch.stack(chosen).sum()
 
 

@@ -107,7 +107,7 @@ class MetricsByKind:
         if kind is not None:
             self.kinds.setdefault(kind, Metrics()).update(predicted, target)
 
-    def summary(self) -> dict[str, float | int | None | Mapping[str, object]]:
+    def summary(self) -> dict[str, float | int | Mapping[str, object] | None]:
         """The overall measures, and under ``kinds`` those of each kind, by name."""
         kinds = {name: self.kinds[name].summary() for name in sorted(self.kinds)}
         return {**self.overall.summary(), "kinds": kinds}

@@ -75,9 +75,7 @@ def _load_one(network: ReferringNetwork, label: str, path: Path) -> Imported:
     network.load_state_dict(
         {own: found[released] for own, released in wanted.keys.items()}, strict=False
     )
-    dropped = {
-        prefix: sum(name.startswith(prefix) for name in found) for prefix in wanted.unused
-    }
+    dropped = {prefix: sum(name.startswith(prefix) for name in found) for prefix in wanted.unused}
     return Imported(
         label=label,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -111,9 +109,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"'{path}' cannot be read as plain tensors ({str(error).splitlines()[0]}). Accepted are "
-            "safetensors files and torch.save files of a state dict; nothing in a file is run."
+            f"'{path}' cannot be read as plain tensors ({reason}). Accepted are safetensors "
+            "files and torch.save files of a state dict; nothing in a file is run."
         ) from error
     for container in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(container), dict):
@@ -142,7 +141,9 @@ def _check(
     if not missing and not extra and not misfit:
         return
     said = [f"missing: {', '.join(missing[:5])}"] if missing else []
-    said += [f"unknown: {', '.join(_nearest(name, released) for name in extra[:5])}"] if extra else []
+    said += (
+        [f"unknown: {', '.join(_nearest(name, released) for name in extra[:5])}"] if extra else []
+    )
     said += [f"of another shape: {'; '.join(misfit[:5])}"] if misfit else []
     raise CheckpointError(
         f"'{path}' is not the expected file ({wanted.title}): {'. '.join(said)}. "

@@ -11,7 +11,7 @@ edges and existence head are extensions of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,7 @@ class ImageStage(StageModule):
     splits = True
 
     def __init__(
-        self, config: MarisConfig, *, image: ImageSpec, encoder: nn.Module, project_v: nn.Module
+        self, config: MarisConfig, *, image: ImageSpec, encoder: nn.Module, project_v: nn.Linear
     ) -> None:
         super().__init__()
         self.normalise = Normalise(image)
@@ -153,16 +153,16 @@ class TextStage(StageModule):
 class FusionStage(StageModule):
     """Z_v, Z_l and the token mask through the mutual-aware attention blocks."""
 
-    def __init__(self, blocks: nn.ModuleList) -> None:
+    def __init__(self, blocks: Sequence[MutualAttention]) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.blocks = nn.ModuleList(blocks)
 
     def trained(self, *values: Tensor) -> tuple[Tensor, ...]:
         """[N, P, C], [N, L, C], bool [N, L] to F_lav [N, P, C] and F_val [N, L, C]."""
         z_v, z_l, token_mask = values
-        first, *others = self.blocks
-        f_lav, f_val = first(z_v, z_l, token_mask)
-        for block in others:
+        f_lav, f_val = self.blocks[0](z_v, z_l, token_mask)
+        for block in self.blocks[1:]:
+            assert isinstance(block, MutualAttention)
             f_lav, f_val = block(block.project_v(f_lav), block.project_l(f_val), token_mask)
         return f_lav, f_val
 
@@ -201,7 +201,7 @@ class Maris(ReferringNetwork):
         self.config, self.image, self.text, self.mask = config, image, text, mask
         self.text_masked = text_masked
         self._tokenizer = tokenizer
-        blocks = nn.ModuleList(
+        blocks = [
             MutualAttention(
                 width=config.width,
                 word_width=config.word_width if index == 0 else config.width,
@@ -210,9 +210,8 @@ class Maris(ReferringNetwork):
                 lga=config.lga,
             )
             for index in range(config.mutual_blocks)
-        )
+        ]
         first = blocks[0]
-        assert isinstance(first, MutualAttention)
         self.image_stage = ImageStage(
             config, image=image, encoder=image_encoder, project_v=first.project_v
         )
@@ -258,7 +257,9 @@ class Maris(ReferringNetwork):
         edges = self._edges()
         text_inputs = (outer[TOKEN_IDS], outer[TOKEN_MASK])[: 2 if self.text_masked else 1]
         return (
-            _stage("image_encoder", self.image_stage, (outer[PIXELS], outer[VALID_BOX]), (z_v, *edges)),
+            _stage(
+                "image_encoder", self.image_stage, (outer[PIXELS], outer[VALID_BOX]), (z_v, *edges)
+            ),
             _stage("text_encoder", self.text_stage, text_inputs, (z_l,)),
             _stage("fusion", self.fusion_stage, (z_v, z_l, outer[TOKEN_MASK]), (f_lav, f_val)),
             _stage(
@@ -291,9 +292,7 @@ def _stage(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
 ) -> Stage:
-    return Stage(
-        spec=StageSpec(id=role, role=role, inputs=inputs, outputs=outputs), module=module
-    )
+    return Stage(spec=StageSpec(id=role, role=role, inputs=inputs, outputs=outputs), module=module)
 
 
 def build_lite() -> Maris:
@@ -350,9 +349,7 @@ def build_sam(
     chosen = sam.SIZES[size]
     padded = -(-tokens // 8) * 8
     text = TextSpec(max_tokens=tokens, padded_tokens=padded)
-    text_size = clip_text.ClipTextSize(
-        width=text_width, heads=text_width // 64, layers=text_layers
-    )
+    text_size = clip_text.ClipTextSize(width=text_width, heads=text_width // 64, layers=text_layers)
     image_encoder = sam.SamEncoder(chosen)
     text_encoder = clip_text.ClipText(text_size, length=text.length)
     config = MarisConfig(

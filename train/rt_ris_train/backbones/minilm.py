@@ -33,7 +33,6 @@ class MiniLm(nn.Module):
             num_hidden_layers=6,
             num_attention_heads=12,
             intermediate_size=1536,
-            attn_implementation="sdpa",
         )
         self.network = BertModel(config, add_pooling_layer=False)
 

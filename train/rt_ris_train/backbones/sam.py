@@ -30,7 +30,7 @@ class SamSize:
 
     @property
     def cells(self) -> int:
-        """h = w of the feature maps."""
+        """H = w of the feature maps."""
         return self.image_size // 16
 
 
@@ -76,9 +76,7 @@ class SamEncoder(nn.Module):
 
 def official_file(encoder: SamEncoder, prefix: str) -> OfficialFile:
     """How a released SAM file fills the encoder; ``prefix`` is the encoder's place in a network."""
-    keys = {
-        f"{prefix}network.{name}": PREFIX + name for name in encoder.network.state_dict()
-    }
+    keys = {f"{prefix}network.{name}": PREFIX + name for name in encoder.network.state_dict()}
     return OfficialFile(
         title="SAM, sam_vit_*.pth",
         keys=keys,

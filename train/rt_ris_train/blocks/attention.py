@@ -41,4 +41,5 @@ class MultiHeadAttention(nn.Module):
         return merged
 
     def _split(self, value: Tensor) -> Tensor:
-        return value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        count, length, width = value.shape
+        return value.reshape(count, length, self.heads, width // self.heads).transpose(1, 2)

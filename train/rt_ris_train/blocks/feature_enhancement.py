@@ -41,9 +41,7 @@ class ConvBlock(nn.Module):
 class FeatureEnhancement(nn.Module):
     """Three taps of an image encoder, shallow to deep, to one map on a common grid."""
 
-    def __init__(
-        self, *, taps: Sequence[int], width: int, cells: int, tap_norm: bool
-    ) -> None:
+    def __init__(self, *, taps: Sequence[int], width: int, cells: int, tap_norm: bool) -> None:
         super().__init__()
         self.cells = cells
         self.mlps = nn.ModuleList(

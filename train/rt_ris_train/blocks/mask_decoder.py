@@ -92,9 +92,7 @@ class MaskDecoder(nn.Module):
         self.cells = cells
         self.query = nn.Parameter(torch.empty(1, width))
         nn.init.normal_(self.query, std=0.02)
-        self.blocks = nn.ModuleList(
-            DecoderBlock(width=width, heads=heads) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(DecoderBlock(width=width, heads=heads) for _ in range(blocks))
         places = sine_positions(cells=cells, width=width) if positions else torch.zeros(1, width)
         self.register_buffer("places", places, persistent=False)
         self.norm_v = nn.LayerNorm(width)
@@ -133,13 +131,14 @@ class MaskDecoder(nn.Module):
 
     def _logits(self, pixels: Tensor, query: Tensor, edges: Tensor | None) -> Tensor:
         """[N, P, C] and [N, C] to [N, 4h, 4w]."""
-        grid = pixels.transpose(1, 2).unflatten(-1, (self.cells, self.cells))
+        grid = pixels.transpose(1, 2).reshape(-1, pixels.shape[2], self.cells, self.cells)
         fine = functional.interpolate(self.up_first(grid), scale_factor=2, mode="bilinear")
         if edges is not None:
             fine = fine + edges
         fine = self.up_second(fine)
         kernel = self.head(query)
-        product = (kernel[:, None, :] @ fine.flatten(2)).unflatten(-1, fine.shape[2:])
+        product = kernel[:, None, :] @ fine.flatten(2)
+        product = product.reshape(-1, 1, fine.shape[2], fine.shape[3])
         return functional.interpolate(product, scale_factor=2, mode="bilinear")[:, 0]
 
 

@@ -150,9 +150,7 @@ class FeatureStore:
             self._fill_token_masks()
             self._fill_targets()
 
-    def frozen(
-        self, images: Sequence[int], texts: Sequence[int]
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def frozen(self, images: Sequence[int], texts: Sequence[int]) -> dict[str, tuple[Tensor, ...]]:
         """Results of ``StageModule.frozen`` by stage id, stored ones or computed now."""
         if not self.stored:
             return self._computed(images, texts)
@@ -240,8 +238,11 @@ class FeatureStore:
             self.masks.commit(rows_at[-1] + 1)
 
     def _store(
-        self, stages: Sequence[Stage], groups: Sequence[Sequence[Rows]],
-        values: dict[str, Tensor], start: int,
+        self,
+        stages: Sequence[Stage],
+        groups: Sequence[Sequence[Rows]],
+        values: dict[str, Tensor],
+        start: int,
     ) -> None:
         for stage, group in zip(stages, groups, strict=True):
             made = stage.module.frozen(*(values[spec.name] for spec in stage.spec.inputs))

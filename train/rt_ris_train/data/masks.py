@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask  # type: ignore[import-untyped]  # ships no types
+from pycocotools import mask as coco_mask
 
 from rt_ris.errors import DataError
 
