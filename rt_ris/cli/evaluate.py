@@ -1,0 +1,82 @@
+"""``rt-ris evaluate``: measure a bundle or a checkpoint on data in RefCOCO's format."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rt_ris.predictor import Predictor
+
+SHOWN = ("oIoU", "mIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", "gIoU", "cIoU", "N_acc", "T_acc")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser("evaluate", help="measure a bundle or a checkpoint")
+    parser.add_argument("model", type=Path, help="bundle, or checkpoint (then with --arch)")
+    parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--split-by", help="who made the split, where there are several")
+    parser.add_argument("--arch", help="architecture of a checkpoint")
+    parser.add_argument("--variant", help="variant of a checkpoint [the architecture's default]")
+    parser.add_argument("--limit", type=int, help="at most so many sentences, evenly spread")
+    parser.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="give sentences to other pictures (a baseline)"
+    )
+    parser.add_argument("--threads", type=int, help="processor threads")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    from rt_ris_train.data.refcoco import RefDataset
+    from rt_ris_train.evaluate import EvaluationOptions, evaluate
+
+    dataset = RefDataset.open(args.data, split=args.split, split_by=args.split_by)
+    options = EvaluationOptions(limit=args.limit, shuffle_seed=args.shuffle)
+    with _predictor(args) as predictor:
+        began = time.process_time()
+        found = evaluate(predictor, dataset, options=options, progress=_progress)
+        seconds = time.process_time() - began
+    result = {
+        "model": str(args.model),
+        "data": str(args.data),
+        "split": args.split,
+        "cpu_seconds": round(seconds, 1),
+        **found,
+    }
+    print(json.dumps(result, indent=1) if args.json else _table(result))
+    return 0
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    if args.arch is None:
+        return Predictor.load(args.model, threads=args.threads)
+    import torch
+    from rt_ris_train.checkpoint import load_network
+    from rt_ris_train.runner import predictor_of
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return predictor_of(load_network(args.arch, args.variant, args.model).network)
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done == total:
+        print(f"{done} of {total} sentences", end="\r", file=sys.stderr, flush=True)
+
+
+def _table(result: Mapping[str, object]) -> str:
+    kinds = result["kinds"]
+    assert isinstance(kinds, Mapping)
+    rows = [("all", result), *kinds.items()]
+    lines = ["kind            sentences  " + "  ".join(f"{name:>6}" for name in SHOWN)]
+    for name, row in rows:
+        values = "  ".join("     -" if row[key] is None else f"{row[key]:6.2f}" for key in SHOWN)
+        lines.append(f"{name:<15} {row['sentences']:>9}  {values}")
+    return "\n".join(lines)
