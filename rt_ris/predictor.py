@@ -1,0 +1,225 @@
+"""What users call: load a bundle, set a picture, segment sentences.
+
+with Predictor.load("maris-lite.bundle") as predictor:
+    predictor.set_image("table.jpg")
+    mask = predictor.segment("the red cup")
+    mask.binary          # bool [H, W] at the picture's own size
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, overload
+
+from rt_ris.backends import choose, open_backend
+from rt_ris.backends.base import Runner
+from rt_ris.bundle import Bundle
+from rt_ris.errors import RtRisError
+from rt_ris.image import ImageSource, load_image, prepare
+from rt_ris.mask import Mask, sigmoid
+from rt_ris.session import (
+    IMAGE_CACHE_BYTES,
+    MAX_EXPRESSIONS,
+    TEXT_CACHE_SENTENCES,
+    ImageFeatures,
+    Session,
+    SessionStats,
+    TextFeatures,
+    open_runners,
+)
+from rt_ris.spec import ImageSpec, MaskSpec, StageSpec
+from rt_ris.text import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Segments what sentences describe.
+
+    ``set_image`` keeps state, so threads should either own a predictor each or pass
+    ``image=`` to ``segment``, which keeps none.
+
+    Args:
+        session: the stages; closed with the predictor.
+        tokenizer: turns sentences into tokens.
+        image: how pictures are prepared.
+        mask: how logits become masks.
+    """
+
+    def __init__(
+        self, *, session: Session, tokenizer: Tokenizer, image: ImageSpec, mask: MaskSpec
+    ) -> None:
+        self.session = session
+        self.tokenizer = tokenizer
+        self.image = image
+        self.mask = mask
+        self._current: ImageFeatures | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        verify: Literal["all", "used"] = "all",
+        max_expressions: int = MAX_EXPRESSIONS,
+        image_cache_bytes: int = IMAGE_CACHE_BYTES,
+        text_cache_sentences: int = TEXT_CACHE_SENTENCES,
+    ) -> Predictor:
+        """Open a bundle.
+
+        Args:
+            path: the bundle's folder.
+            backend: a name in ``rt_ris.backends.BACKENDS``, or ``auto``.
+            threads: processor threads; None leaves the choice to the engine.
+            verify: check the bytes of all members, or only of those that are used.
+            max_expressions: see ``Session``.
+            image_cache_bytes: see ``Session``.
+            text_cache_sentences: see ``Session``.
+
+        Raises:
+            BundleError: there is no bundle, or it is damaged or of another version.
+            BackendError: there is no such backend, or it refuses a stage.
+            MissingExtraError: the backend's engine is not installed.
+            TargetMismatchError: a stage was made for another machine.
+        """
+        bundle = Bundle.open(path)
+        if verify == "all":
+            bundle.verify(skip=bundle.manifest.needed())
+        tokenizer = Tokenizer(bundle.read(bundle.manifest.tokenizer), bundle.manifest.text)
+        session = Session(
+            bundle.manifest.graph(),
+            _open_stages(bundle, backend=backend, threads=threads),
+            max_expressions=max_expressions,
+            image_cache_bytes=image_cache_bytes,
+            text_cache_sentences=text_cache_sentences,
+        )
+        manifest = bundle.manifest
+        return cls(session=session, tokenizer=tokenizer, image=manifest.image, mask=manifest.mask)
+
+    def set_image(self, source: ImageSource) -> None:
+        """Encode a picture; sentences that follow are about it.
+
+        Args:
+            source: path, Pillow image or array; see ``rt_ris.image.load_image``.
+
+        Raises:
+            ImageError: the picture cannot be used; the one set before stays.
+        """
+        self._current = self.encode_image(source)
+
+    def encode_image(self, source: ImageSource) -> ImageFeatures:
+        """Prepare and encode a picture without keeping it as the current one."""
+        return self.session.encode_image(prepare(load_image(source), self.image))
+
+    def encode_text(self, sentences: str | Sequence[str]) -> TextFeatures:
+        """Tokenize and encode sentences.
+
+        Raises:
+            TextError: no sentence, or one that is empty or not text.
+        """
+        listed = [sentences] if isinstance(sentences, str) else sentences
+        return self.session.encode_text(self.tokenizer.encode(listed))
+
+    @overload
+    def segment(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+        self, sentences: str, *, image: ImageSource | ImageFeatures | None = None
+    ) -> Mask: ...
+
+    @overload
+    def segment(
+        self, sentences: Sequence[str], *, image: ImageSource | ImageFeatures | None = None
+    ) -> list[Mask]: ...
+
+    def segment(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        image: ImageSource | ImageFeatures | None = None,
+    ) -> Mask | list[Mask]:
+        """The mask of each sentence.
+
+        Args:
+            sentences: one sentence, or several that are run together.
+            image: the picture; None means the one of ``set_image``.
+
+        Returns:
+            A mask for a text, a list of masks in the same order for a list.
+
+        Raises:
+            TextError: a sentence is empty or not text.
+            ImageError: the picture cannot be used.
+            RtRisError: there is no picture.
+        """
+        text = self.encode_text(sentences)
+        masks = self.decode(self._features(image), text)
+        return masks[0] if isinstance(sentences, str) else masks
+
+    def decode(self, image: ImageFeatures, text: TextFeatures) -> list[Mask]:
+        """The masks of encoded sentences on an encoded picture."""
+        found = self.session.segment(image, text)
+        tokens = text.tokens
+        existence: list[float | None] = [None] * len(tokens.sentences)
+        if found.existence is not None:
+            existence = [float(value) for value in sigmoid(found.existence)]
+        return [
+            Mask(
+                sentence=sentence,
+                logits=found.logits[row],
+                existence=existence[row],
+                truncated_after=tokens.truncated_after[row],
+                placement=image.placement,
+                spec=self.mask,
+            )
+            for row, sentence in enumerate(tokens.sentences)
+        ]
+
+    @property
+    def stats(self) -> SessionStats:
+        """Runs and times of each stage, hits and misses of the caches."""
+        return self.session.stats()
+
+    def close(self) -> None:
+        """Free the stages; the predictor is not used again."""
+        self._current = None
+        self.session.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _features(self, image: ImageSource | ImageFeatures | None) -> ImageFeatures:
+        if isinstance(image, ImageFeatures):
+            return image
+        if image is not None:
+            return self.encode_image(image)
+        if self._current is None:
+            raise RtRisError(
+                "There is no picture yet; call set_image(picture) first, or give image= to "
+                "segment()."
+            )
+        return self._current
+
+
+def _open_stages(bundle: Bundle, *, backend: str, threads: int | None) -> dict[str, Runner]:
+    manifest = bundle.manifest
+    name = choose(manifest) if backend == "auto" else backend
+    module = open_backend(name)
+
+    def opened(stage: StageSpec) -> Runner:
+        artefact = manifest.stage(stage.id)
+        return module.open_stage(artefact, bundle.read(artefact.file), threads=threads)
+
+    _log.info("opening %s on backend %s", bundle.path, name)
+    return open_runners(tuple(stage.spec for stage in manifest.stages), opened)
