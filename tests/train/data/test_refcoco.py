@@ -11,27 +11,28 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rt_ris.errors import DataError
 from rt_ris_train.data import RefDataset
-from rt_ris_train.data.masks import decode_segmentation, encode_mask
+from rt_ris_train.data.masks import BoolMask, decode_segmentation, encode_mask
 from rt_ris_train.data.refcoco import in_split
 from rt_ris_train.data.unpickle import load_plain_pickle
+
+from rt_ris.errors import DataError
 
 H, W = 30, 40
 # Two squares of 10 x 10 that share 5 x 10 pixels.
 OVERLAPPING = [[5, 5, 15, 5, 15, 15, 5, 15], [10, 5, 20, 5, 20, 15, 10, 15]]
 
 
-def _block(top: int, left: int, height: int, width: int) -> Any:
+def _block(top: int, left: int, height: int, width: int) -> BoolMask:
     mask = np.zeros((H, W), dtype=np.bool_)
     mask[top : top + height, left : left + width] = True
     return mask
 
 
-def _uncompressed(mask: Any) -> dict[str, Any]:
+def _uncompressed(mask: BoolMask) -> dict[str, Any]:
     """COCO's counts: column by column, zeros first."""
     counts, value, run = [], False, 0
-    for pixel in mask.flatten(order="F"):
+    for pixel in mask.flatten(order="F").tolist():
         if pixel != value:
             counts.append(run)
             value, run = pixel, 0
@@ -39,7 +40,7 @@ def _uncompressed(mask: Any) -> dict[str, Any]:
     return {"size": [H, W], "counts": [*counts, run]}
 
 
-def _ref(ref_id: int, ann_id: Any, split: str, **extra: Any) -> dict[str, Any]:
+def _ref(ref_id: int, ann_id: object, split: str, **extra: object) -> dict[str, Any]:
     sentence = {"sent_id": ref_id * 10, "sent": "left thing", "raw": "Left thing.", "tokens": []}
     record = {"ref_id": ref_id, "ann_id": ann_id, "image_id": 7, "category_id": 1, "split": split}
     suffixed = {"file_name": "COCO_train2014_000000000007_1.jpg", "sentences": [sentence]}
@@ -84,8 +85,10 @@ def root(tmp_path: Path) -> Path:
 def test_overlapping_polygons_are_united(root: Path) -> None:
     data = RefDataset.open(root, split="train")
     mask = data.mask(data[0])
-    assert mask.dtype == np.bool_ and mask.shape == (H, W)
-    assert mask[10, 12] and mask.sum() == pytest.approx(150, abs=15)
+    assert mask.dtype == np.bool_
+    assert mask.shape == (H, W)
+    assert mask[10, 12]
+    assert mask.sum() == pytest.approx(150, abs=15)
 
 
 def test_compressed_run_lengths_are_exact(root: Path) -> None:
@@ -104,7 +107,8 @@ def test_a_list_of_annotations_is_united(root: Path) -> None:
 def test_every_spelling_of_no_target_gives_an_empty_mask(root: Path, ref_id: int) -> None:
     data = RefDataset.open(root, split="test")
     ref = next(ref for ref in data if ref.ref_id == ref_id)
-    assert ref.no_target and ref.ann_ids == ()
+    assert ref.no_target
+    assert ref.ann_ids == ()
     assert not data.mask(ref).any()
 
 
@@ -124,7 +128,8 @@ def test_splits_are_chosen_as_the_refer_api_does(root: Path, split: str, ids: li
 
 
 def test_train_is_not_part_of_test_splits() -> None:
-    assert not in_split("train", "test") and not in_split("trainval", "train")
+    assert not in_split("train", "test")
+    assert not in_split("trainval", "train")
 
 
 def test_sentences_images_and_samples(root: Path) -> None:
@@ -134,7 +139,8 @@ def test_sentences_images_and_samples(root: Path) -> None:
     assert sentence.kind is None
     assert ref.file_name == "seven.png"
     image = data.image(ref)
-    assert image.shape == (H, W, 3) and image.dtype == np.uint8
+    assert image.shape == (H, W, 3)
+    assert image.dtype == np.uint8
     assert data.size(ref) == (H, W)
     assert len(data) == 1
 
@@ -146,7 +152,7 @@ def test_json_serves_as_well(root: Path) -> None:
 
 
 def test_an_unknown_split_names_those_there_are(root: Path) -> None:
-    with pytest.raises(DataError, match="no ref in split 'dev'.*testA, testAB, testB, train, val"):
+    with pytest.raises(DataError, match=r"no ref in split 'dev'.*testA, testAB, testB, train, val"):
         RefDataset.open(root, split="dev")
 
 
@@ -163,7 +169,7 @@ def test_a_missing_refs_file_lists_the_others(root: Path) -> None:
 
 
 def test_a_folder_without_instances_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no instances.json"):
+    with pytest.raises(DataError, match=r"no instances.json"):
         RefDataset.open(tmp_path, split="train")
 
 
@@ -180,27 +186,27 @@ def test_images_are_found_in_the_usual_places(root: Path, folder: str) -> None:
 def test_a_missing_image_lists_the_places_tried(root: Path) -> None:
     (root / "images" / "seven.png").unlink()
     data = RefDataset.open(root, split="train")
-    with pytest.raises(DataError, match="seven.png.*images/train2014.*trainval2014"):
+    with pytest.raises(DataError, match=r"seven.png.*images/train2014.*trainval2014"):
         data.image(data[0])
 
 
 def test_an_image_of_another_size_is_refused(root: Path) -> None:
     Image.new("RGB", (W + 1, H)).save(root / "images" / "seven.png")
     data = RefDataset.open(root, split="train")
-    with pytest.raises(DataError, match="original size"):
+    with pytest.raises(DataError, match=r"original size"):
         data.image(data[0])
 
 
 def test_file_names_may_not_leave_the_folder(root: Path) -> None:
     path = root / "instances.json"
     path.write_text(path.read_text().replace("seven.png", "../../seven.png"))
-    with pytest.raises(DataError, match="leaves the image folder"):
+    with pytest.raises(DataError, match=r"leaves the image folder"):
         RefDataset.open(root, split="train")
 
 
 def test_annotations_must_exist_for_the_same_image(root: Path) -> None:
     (root / "refs(unc).p").write_bytes(pickle.dumps([_ref(1, 999, "train")], protocol=2))
-    with pytest.raises(DataError, match="the first is 999"):
+    with pytest.raises(DataError, match=r"the first is 999"):
         RefDataset.open(root, split="train")
 
 
@@ -208,7 +214,7 @@ def test_a_ref_without_ann_id_is_an_error(root: Path) -> None:
     record = _ref(1, 100, "train")
     del record["ann_id"]
     (root / "refs(unc).p").write_bytes(pickle.dumps([record], protocol=2))
-    with pytest.raises(DataError, match="ref 1 is not as expected.*ann_id"):
+    with pytest.raises(DataError, match=r"ref 1 is not as expected.*ann_id"):
         RefDataset.open(root, split="train")
 
 
@@ -226,7 +232,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
 ) -> None:
     marker, path = tmp_path / "ran", tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps([_Hostile(marker)], protocol=protocol))
-    with pytest.raises(DataError, match="Refused to load"):
+    with pytest.raises(DataError, match=r"Refused to load"):
         load_plain_pickle(path)
     assert not marker.exists()
 
@@ -238,7 +244,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
 def test_hostile_and_damaged_pickles_are_refused(tmp_path: Path, payload: bytes) -> None:
     path = tmp_path / "refs(unc).p"
     path.write_bytes(payload)
-    with pytest.raises(DataError, match="Refused to load"):
+    with pytest.raises(DataError, match=r"Refused to load"):
         load_plain_pickle(path)
 
 
@@ -248,7 +254,7 @@ def test_only_plain_containers_are_accepted(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(plain, protocol=2))
     assert load_plain_pickle(path) == plain
     path.write_bytes(pickle.dumps([OrderedDict(a=1)], protocol=2))
-    with pytest.raises(DataError, match="collections.OrderedDict"):
+    with pytest.raises(DataError, match=r"collections.OrderedDict"):
         load_plain_pickle(path)
 
 

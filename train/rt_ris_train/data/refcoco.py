@@ -134,7 +134,7 @@ class RefDataset:
                 f"'{refs_path}' has no ref in split '{split}'. Its splits are: "
                 f"{', '.join(present) or 'none, the file is empty'}."
             )
-        instances = _load_json(root / "instances.json")
+        instances = _load_instances(root / "instances.json")
         images = _read_images(instances, root, wanted={r.get("image_id") for r in chosen})
         refs = tuple(_read_ref(record, images, refs_path) for record in chosen)
         segmentations = _read_segmentations(instances, refs, root)
@@ -240,13 +240,20 @@ def _find_refs_file(root: Path, split_by: str | None) -> Path:
     )
 
 
-def _load_json(path: Path) -> Any:
+def _load_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot read '{path}': {error.strerror or error}.") from error
     except ValueError as error:
         raise DataError(f"'{path}' is not valid JSON: {error}.") from error
+
+
+def _load_instances(path: Path) -> Record:
+    loaded = _load_json(path)
+    if not isinstance(loaded, dict):
+        raise DataError(f"'{path}' holds a {type(loaded).__name__}; COCO's dict is expected.")
+    return loaded
 
 
 def _load_records(path: Path) -> list[Record]:
@@ -256,7 +263,7 @@ def _load_records(path: Path) -> list[Record]:
     return loaded
 
 
-def _read_images(instances: Any, root: Path, *, wanted: set[Any]) -> dict[int, _ImageInfo]:
+def _read_images(instances: Record, root: Path, *, wanted: set[Any]) -> dict[int, _ImageInfo]:
     try:
         return {
             image["id"]: _ImageInfo(
@@ -276,7 +283,9 @@ def _safe_name(name: str) -> str:
     return name
 
 
-def _read_segmentations(instances: Any, refs: Sequence[Ref], root: Path) -> dict[int, Segmentation]:
+def _read_segmentations(
+    instances: Record, refs: Sequence[Ref], root: Path
+) -> dict[int, Segmentation]:
     """Keep the segmentations that the refs use, and check that they are of the same image."""
     image_of = {ann_id: ref.image_id for ref in refs for ann_id in ref.ann_ids}
     kept: dict[int, Segmentation] = {}
