@@ -89,7 +89,7 @@ def paint_background(
 
 def _family(stem: str) -> str:
     """Stereo pairs and copies share a name up to one last letter or digit."""
-    return stem.rstrip("0123456789").removesuffix("L").removesuffix("R").removesuffix("A")
+    return stem.rstrip("0123456789").rstrip("ABLR")
 
 
 def _pad(row: list[str]) -> tuple[str, str]:

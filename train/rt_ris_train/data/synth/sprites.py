@@ -18,8 +18,8 @@ from rt_ris_train.data.synth.vocabulary import read_table
 
 STAMPS, GLYPHS = "stamps", "glyphs"
 LICENCES = {
-    STAMPS: "tuxpaint-stamps-default: GPL-2+, CC-BY and public domain; each stamp's is in the "
-    "package's copyright file",
+    STAMPS: "tuxpaint-stamps-default: GPL-2 as a whole; single stamps are in the public domain or "
+    "under Creative Commons licences, see the package's copyright file",
     GLYPHS: "OpenMoji: CC-BY-SA-4.0",
 }
 _LONGEST_SIDE = 360  # pixels; no object is drawn larger than this in a scene
