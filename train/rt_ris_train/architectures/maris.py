@@ -59,12 +59,16 @@ class MarisConfig:
         word_width: D, channels of the text encoder.
         cells: h = w of the token grid.
         width: C.
+        enhance_width: channels inside Feature Enhancement, which runs once per picture; W_v of the
+            first block goes from them to C. None for C, as the paper has it.
         threshold: tau of equation 4, as a probability.
         scaled: multiply the scores of equation 3 by 1/sqrt(C); the paper prints no scale.
         lga: how words collect pixels: ``transpose`` as printed, or ``normalized``, a mean.
         mutual_blocks: number of mutual-aware attention blocks.
         decoder_blocks: K.
         heads: of the decoder's attentions.
+        key_pool: extension: side of the squares of cells that the decoder's pixels see each other
+            through; 1, every cell, is the paper's.
         positions: sine positions on the decoder's pixels.
         tap_norm: LayerNorm on each tap.
         coordinates: extension: where each cell lies in the picture, added to F_v.
@@ -76,17 +80,24 @@ class MarisConfig:
     word_width: int
     cells: int
     width: int = 256
+    enhance_width: int | None = None
     threshold: float = 0.5
     scaled: bool = False
     lga: LanguageGuided = "transpose"
     mutual_blocks: int = 2
     decoder_blocks: int = 2
     heads: int = 8
+    key_pool: int = 1
     positions: bool = True
     tap_norm: bool = False
     coordinates: bool = False
     edge_channels: int = 0
     existence: bool = False
+
+    @property
+    def pixel_width(self) -> int:
+        """Channels of F_v."""
+        return self.enhance_width or self.width
 
 
 class ImageStage(StageModule):
@@ -101,14 +112,17 @@ class ImageStage(StageModule):
         self.normalise = Normalise(image)
         self.encoder = encoder.requires_grad_(False)
         self.enhance = FeatureEnhancement(
-            taps=config.taps, width=config.width, cells=config.cells, tap_norm=config.tap_norm
+            taps=config.taps,
+            width=config.pixel_width,
+            cells=config.cells,
+            tap_norm=config.tap_norm,
         )
         self.project_v = project_v
         self.coordinates: Coordinates | None = None
         self.place: nn.Linear | None = None
         if config.coordinates:
             self.coordinates = Coordinates(size=image.size, cells=config.cells)
-            self.place = nn.Linear(3, config.width)
+            self.place = nn.Linear(3, config.pixel_width)
         self.edge: nn.Linear | None = None
         if config.edge_channels:
             self.edge = nn.Linear(config.edge_channels, config.width // 4)
@@ -204,6 +218,7 @@ class Maris(ReferringNetwork):
         blocks = [
             MutualAttention(
                 width=config.width,
+                pixel_width=config.pixel_width if index == 0 else config.width,
                 word_width=config.word_width if index == 0 else config.width,
                 threshold=config.threshold,
                 scaled=config.scaled,
@@ -225,6 +240,7 @@ class Maris(ReferringNetwork):
                 heads=config.heads,
                 blocks=config.decoder_blocks,
                 cells=config.cells,
+                key_pool=config.key_pool,
                 positions=config.positions,
                 edges=config.edge_channels > 0,
                 existence=config.existence,
@@ -312,6 +328,10 @@ def build_lite() -> Maris:
         taps=(channels[8], channels[16], channels[32]),
         word_width=minilm.WIDTH,
         cells=32,
+        width=128,
+        enhance_width=256,
+        heads=4,
+        key_pool=2,
         lga="normalized",
         tap_norm=True,
         coordinates=True,
@@ -323,7 +343,7 @@ def build_lite() -> Maris:
         image=ImageSpec(
             size=512, fit="letterbox", mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)
         ),
-        text=TextSpec(max_tokens=32, padded_tokens=32),
+        text=TextSpec(max_tokens=24, padded_tokens=24),
         mask=MaskSpec(size=128, existence_threshold=0.5),
         image_encoder=image_encoder,
         text_encoder=text_encoder,
@@ -342,6 +362,8 @@ def build_sam(
         text_width: of CLIP's tower; 512 as ViT-B/16's and RN101's.
         text_layers: of CLIP's tower.
         width: C.
+        enhance_width: channels inside Feature Enhancement, which runs once per picture; W_v of the
+            first block goes from them to C. None for C, as the paper has it.
         tokens: 17 for RefCOCO and RefCOCO+, 25 for G-Ref.
     """
     from rt_ris_train.backbones import clip_text, sam

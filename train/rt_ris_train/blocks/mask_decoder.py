@@ -18,8 +18,9 @@ class DecoderBlock(nn.Module):
     (on the attention's inputs), so the equations hold as printed.
     """
 
-    def __init__(self, *, width: int, heads: int) -> None:
+    def __init__(self, *, width: int, heads: int, cells: int, key_pool: int) -> None:
         super().__init__()
+        self.cells, self.key_pool = cells, key_pool
         self.norm_v = nn.LayerNorm(width)
         self.norm_q = nn.LayerNorm(width)
         self.norm_cross_v = nn.LayerNorm(width)
@@ -41,12 +42,20 @@ class DecoderBlock(nn.Module):
         """
         normed = self.norm_v(pixels)
         placed = normed + places
-        pixels = pixels + self.self_v(placed, placed, normed)
+        pixels = pixels + self.self_v(placed, self._pooled(placed), self._pooled(normed))
         normed_q = self.norm_q(queries)
         queries = queries + self.self_q(normed_q, normed_q, normed_q, visible=visible)
         keys = self.norm_cross_q(queries)
         asked = self.norm_cross_v(pixels) + places
         return pixels + self.cross(asked, keys, keys, visible=visible), queries
+
+    def _pooled(self, pixels: Tensor) -> Tensor:
+        """Means over squares of cells, [N, P, C] to [N, P / key_pool^2, C]."""
+        if self.key_pool == 1:
+            return pixels
+        width = pixels.shape[2]
+        grid = pixels.transpose(1, 2).reshape(-1, width, self.cells, self.cells)
+        return functional.avg_pool2d(grid, self.key_pool).flatten(2).transpose(1, 2)
 
 
 class QueryHead(nn.Module):
@@ -84,6 +93,7 @@ class MaskDecoder(nn.Module):
         heads: int,
         blocks: int,
         cells: int,
+        key_pool: int,
         positions: bool,
         edges: bool,
         existence: bool,
@@ -92,7 +102,10 @@ class MaskDecoder(nn.Module):
         self.cells = cells
         self.query = nn.Parameter(torch.empty(1, width))
         nn.init.normal_(self.query, std=0.02)
-        self.blocks = nn.ModuleList(DecoderBlock(width=width, heads=heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            DecoderBlock(width=width, heads=heads, cells=cells, key_pool=key_pool)
+            for _ in range(blocks)
+        )
         places = sine_positions(cells=cells, width=width) if positions else torch.zeros(1, width)
         self.register_buffer("places", places, persistent=False)
         self.norm_v = nn.LayerNorm(width)

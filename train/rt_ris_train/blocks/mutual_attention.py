@@ -107,13 +107,14 @@ class MutualAttention(nn.Module):
         self,
         *,
         width: int,
+        pixel_width: int,
         word_width: int,
         threshold: float,
         scaled: bool,
         lga: LanguageGuided,
     ) -> None:
         super().__init__()
-        self.project_v = nn.Linear(width, width, bias=False)
+        self.project_v = nn.Linear(pixel_width, width, bias=False)
         self.project_l = nn.Linear(word_width, width, bias=False)
         self.norm_v = nn.LayerNorm(width)
         self.norm_l = nn.LayerNorm(width)
