@@ -54,6 +54,10 @@ class KernelSpec:
         reference: numpy; takes the inputs by name and the attributes by name, returns the
             outputs in the inputs' type. Float64 inputs give the truth that others are judged by.
         body: builds the ONNX function for a version of the default opset.
+        closeness: for a kernel with a hard decision; takes the inputs and attributes like
+            ``reference`` and says for each entry of the first output's first axis how close its
+            closest score is to the decision, in rms of its scores. Closer than rounding errors
+            means that two right implementations may decide differently.
     """
 
     op_type: str
@@ -64,6 +68,7 @@ class KernelSpec:
     attributes: Mapping[str, float | int]
     reference: Callable[..., tuple[Array, ...]]
     body: Callable[[int], FunctionProto]
+    closeness: Callable[..., Array] | None = None
 
     @property
     def node_attributes(self) -> dict[str, float | int | str]:
@@ -101,9 +106,27 @@ class KernelSpec:
         Raises:
             ShapeError: the inputs do not fit the operator.
         """
+        return self.reference(**self._named(arrays, attributes))
+
+    def distance_to_ties(
+        self, arrays: Sequence[Array], attributes: Mapping[str, float] | None = None
+    ) -> Array:
+        """``closeness`` for inputs in operator order; infinite where nothing is decided.
+
+        Raises:
+            ShapeError: the inputs do not fit the operator.
+        """
+        if self.closeness is None:
+            return np.full(self.sizes(arrays)[self.outputs[0].axes[0]], np.inf)
+        return self.closeness(**self._named(arrays, attributes))
+
+    def _named(
+        self, arrays: Sequence[Array], attributes: Mapping[str, float] | None
+    ) -> dict[str, Any]:
         self.sizes(arrays)
         named = {operand.name: array for operand, array in zip(self.inputs, arrays, strict=True)}
-        return self.reference(**named, **{**self.attributes, **(attributes or {})})
+        given = {key: value for key, value in (attributes or {}).items() if key in self.attributes}
+        return {**named, **self.attributes, **given}
 
     def _bind(self, operand: Operand, shape: tuple[int, ...], known: dict[str, int]) -> None:
         fits = len(shape) == len(operand.axes) and all(

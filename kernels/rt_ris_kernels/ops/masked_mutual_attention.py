@@ -102,6 +102,28 @@ def relevance(z_v: Array, z_l: Array, *, scale: float = 1.0) -> Array:
     return scores
 
 
+def _closeness(
+    z_v: Array,
+    z_l: Array,
+    *,
+    word_mask: Array,
+    threshold: float = 0.5,
+    scale: float = 1.0,
+    **_: object,
+) -> Array:
+    """How close the closest score of each sentence is to the threshold, float64 [N].
+
+    In rms of the sentence's scores over its real words; infinite without any.
+    """
+    scores = relevance(z_v.astype(np.float64), z_l.astype(np.float64), scale=scale)
+    real = np.broadcast_to((word_mask > 0)[:, None, :], scores.shape)
+    count = np.maximum(real.sum(axis=(1, 2)), 1)
+    rms = np.sqrt((np.square(scores) * real).sum(axis=(1, 2)) / count)
+    distances = np.where(real, np.abs(scores - logit(threshold)), np.inf).min(axis=(1, 2))
+    result: Array = distances / np.maximum(rms, np.finfo(np.float64).tiny)
+    return result
+
+
 def logit(probability: float) -> float:
     """The inverse of the sigmoid in float64, with infinities at 0 and 1."""
     with np.errstate(divide="ignore"):
@@ -254,4 +276,5 @@ MASKED_MUTUAL_ATTENTION = KernelSpec(
     attributes=_ATTRIBUTES,
     reference=masked_mutual_attention,
     body=function_body,
+    closeness=_closeness,
 )

@@ -1,0 +1,76 @@
+"""The numbers of the gate: deviations of tensors and of masks."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rt_ris.mask import Mask, logit, place
+from rt_ris_export.parity_record import PROVING, Deviation, MaskParity
+
+MASK_BAND: Final = 1.0e-3
+"""Half width of a mask's tie band in rms of its logits: ten times the gate on the logits."""
+
+Array = npt.NDArray[Any]
+
+
+def deviation(found: Array, truth: Array) -> Deviation:
+    """How far a tensor is from the truth; infinite where either is not finite.
+
+    A single number, such as a logit that may happen to be near zero, is measured against at least
+    1, the scale of logits.
+    """
+    a, b = found.astype(np.float64), truth.astype(np.float64)
+    difference = np.abs(a - b)
+    difference[~np.isfinite(difference)] = np.inf
+    norm = float(np.linalg.norm(b)) if b.size > 1 else max(1.0, float(np.abs(b).sum()))
+    rms = norm / np.sqrt(b.size)
+    if not difference.any():
+        return Deviation(relative=0.0, peak=0.0)
+    if norm == 0.0 or not np.isfinite(norm):
+        return Deviation(relative=float("inf"), peak=float("inf"))
+    return Deviation(
+        relative=float(np.linalg.norm(difference)) / norm, peak=float(difference.max()) / rms
+    )
+
+
+def by_sentence(found: Array, truth: Array) -> tuple[Deviation, ...]:
+    """One deviation for each of the N entries of the first axis."""
+    return tuple(deviation(a, b) for a, b in zip(found, truth, strict=True))
+
+
+def compare_masks(
+    found: Mask, truth: Mask, *, picture: str, expressions: int, tied: bool
+) -> MaskParity:
+    """Compare two answers to one sentence, pixel by pixel, as if the thing existed in both."""
+    margin = _margin(truth)
+    inside, truly = _margin(found) > 0, margin > 0
+    differs = inside != truly
+    band = MASK_BAND * float(np.sqrt(np.mean(np.square(margin, dtype=np.float64))))
+    near = np.abs(margin) <= band
+    union = int((inside | truly).sum())
+    coverage = float(truly.mean())
+    return MaskParity(
+        picture=picture,
+        sentence=truth.sentence,
+        expressions=expressions,
+        coverage=coverage,
+        proves=PROVING[0] <= coverage <= PROVING[1],
+        iou=int((inside & truly).sum()) / union if union else 1.0,
+        flips=int((differs & near).sum()),
+        flips_outside=int((differs & ~near).sum()),
+        existence_differs=found.exists != truth.exists,
+        tied=tied,
+    )
+
+
+def _margin(mask: Mask) -> npt.NDArray[np.float32]:
+    """How far each pixel of the picture is above the mask's threshold, float32 [H, W]."""
+    threshold = mask.spec.threshold
+    if mask.spec.interpolate == "logits":
+        margin = place(mask.logits, mask.placement) - np.float32(logit(threshold))
+    else:
+        margin = mask.probability - np.float32(threshold)
+    return np.asarray(margin, dtype=np.float32)

@@ -1,0 +1,273 @@
+"""Everything that looks inside an ONNX graph: its tensors, its operators, its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    inliner,
+    shape_inference,
+)
+
+from rt_ris.errors import PlanError, ShapeError
+from rt_ris.spec import EXPRESSIONS, DType, StageSpec, TensorSpec
+
+MAX_BYTES: Final = (1 << 31) - (1 << 20)
+"""Protocol buffers end at 2 GiB; a stage beyond needs external data, which is not written here."""
+
+_DTYPES: Final[Mapping[int, DType]] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.UINT8: "uint8",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
+}
+_FLOATS: Final = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+)
+_STANDARD: Final = ("", "ai.onnx")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def parse(raw: bytes) -> ModelProto:
+    """A model from the bytes of its file."""
+    return onnx.load_from_string(raw)
+
+
+def serialise(model: ModelProto) -> bytes:
+    """The bytes of a model's file.
+
+    Raises:
+        PlanError: it is larger than one file may be.
+    """
+    size = model.ByteSize()
+    if size > MAX_BYTES:
+        raise PlanError(
+            f"Graph '{model.graph.name}' has {size / 2**30:.2f} GiB; one ONNX file holds 2. "
+            "Choose a smaller variant; external data is not written by this version."
+        )
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def check_interface(model: ModelProto, spec: StageSpec) -> None:
+    """Compare a graph's inputs and outputs with a stage's declaration.
+
+    Raises:
+        ShapeError: a name, order, dtype or shape differs.
+    """
+    for side, values, wanted in (
+        ("inputs", model.graph.input, spec.inputs),
+        ("outputs", model.graph.output, spec.outputs),
+    ):
+        found = tuple(_tensor_spec(value) for value in values)
+        if found != wanted:
+            raise ShapeError(
+                f"Stage '{spec.id}' was traced with {side} {_listed(found)}; its architecture "
+                f"declares {_listed(wanted)}. Make the module and its StageSpec agree."
+            )
+
+
+def _listed(specs: Iterable[TensorSpec]) -> str:
+    return "; ".join(str(spec) for spec in specs) or "none"
+
+
+def _tensor_spec(value: ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _DTYPES:
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        raise ShapeError(f"'{value.name}' is {kind}; accepted are {', '.join(_DTYPES.values())}.")
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=_DTYPES[tensor.elem_type], shape=shape)
+
+
+def opset(model: ModelProto) -> int:
+    """Version of the standard operators."""
+    return int(next(entry.version for entry in model.opset_import if entry.domain in _STANDARD))
+
+
+def custom_nodes(model: ModelProto) -> tuple[NodeProto, ...]:
+    """The nodes of other than standard domains, in graph order."""
+    return tuple(node for node in model.graph.node if node.domain not in _STANDARD)
+
+
+def attribute_names(node: NodeProto) -> frozenset[str]:
+    """The attributes that a node states."""
+    return frozenset(attribute.name for attribute in node.attribute)
+
+
+def attribute_values(node: NodeProto) -> dict[str, float | int]:
+    """A node's numeric attributes."""
+    values = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    return {name: value for name, value in values.items() if isinstance(value, float | int)}
+
+
+def attach(model: ModelProto, functions: Sequence[FunctionProto]) -> None:
+    """Add model-local functions, in place of those of the same names."""
+    new = {(function.domain, function.name) for function in functions}
+    kept = [entry for entry in model.functions if (entry.domain, entry.name) not in new]
+    del model.functions[:]
+    model.functions.extend([*kept, *functions])
+
+
+def strip(model: ModelProto) -> None:
+    """Remove what the exporter noted for debugging: source paths, stack traces, value shapes."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def check(model: ModelProto) -> None:
+    """Run the ONNX checker with full type and shape inference.
+
+    Raises:
+        PlanError: the graph is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+        raise PlanError(f"Graph '{model.graph.name}' is not valid ONNX: {error}") from error
+
+
+def parameters(model: ModelProto) -> int:
+    """Number of stored floating-point values."""
+    stored = (entry for entry in model.graph.initializer if entry.data_type in _FLOATS)
+    return sum(math.prod(entry.dims) for entry in stored)
+
+
+def perturb(model: ModelProto, *, factor: float) -> str:
+    """Multiply the first weight matrix by a factor, to prove that a gate would notice.
+
+    Returns:
+        The name of the weight.
+    """
+    weight = next(
+        entry
+        for entry in model.graph.initializer
+        if entry.data_type == TensorProto.FLOAT and len(entry.dims) >= 2
+    )
+    changed = onnx.numpy_helper.to_array(weight) * np.float32(factor)
+    weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+    return str(weight.name)
+
+
+def expose(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, tuple[TensorSpec, ...]]:
+    """A copy with inner float tensors as further outputs.
+
+    Args:
+        model: a graph whose custom operators have functions.
+        names: inner tensors, none of them an input or output.
+
+    Returns:
+        The copy, and what the new outputs are.
+
+    Raises:
+        PlanError: the type of one cannot be inferred.
+    """
+    copy = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    inner = {value.name: value for value in copy.graph.value_info}
+    missing = [name for name in names if name not in inner]
+    if missing:
+        raise PlanError(f"The type of '{missing[0]}' in '{model.graph.name}' cannot be inferred.")
+    exposed = [inner[name] for name in names]
+    copy.graph.output.extend(exposed)
+    del copy.graph.value_info[:]
+    return copy, tuple(_tensor_spec(value) for value in exposed)
+
+
+def initialisers(model: ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """The stored tensors by name."""
+    return {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
+
+
+def multiply_adds(model: ModelProto) -> int:
+    """Multiply-adds of one run with N = 1, over matrix products and convolutions.
+
+    Custom operators count as their functions do.
+
+    Raises:
+        PlanError: the shape of a counted tensor cannot be inferred.
+    """
+    flat = _with_one_expression(inliner.inline_local_functions(model))
+    inferred = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
+    shapes = _shapes(inferred.graph)
+    return sum(_cost(node, shapes) for node in inferred.graph.node)
+
+
+def _with_one_expression(model: ModelProto) -> ModelProto:
+    graph = model.graph
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == EXPRESSIONS:
+                dim.dim_value = 1
+    return model
+
+
+def _shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
+    shapes = {entry.name: tuple(entry.dims) for entry in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _cost(node: NodeProto, shapes: Shapes) -> int:
+    if node.op_type == "Einsum":
+        return _einsum_cost(node, shapes)
+    if node.op_type == "ConvTranspose":
+        _, per_group, *kernel = _shape(node, node.input[1], shapes)
+        return math.prod(_shape(node, node.input[0], shapes)) * per_group * math.prod(kernel)
+    if node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return 0
+    per_output = {
+        "MatMul": lambda: _shape(node, node.input[0], shapes)[-1],
+        "Gemm": lambda: _shape(node, node.input[0], shapes)[0 if _transposed(node) else 1],
+        "Conv": lambda: math.prod(_shape(node, node.input[1], shapes)[1:]),
+    }[node.op_type]()
+    return math.prod(_shape(node, node.output[0], shapes)) * per_output
+
+
+def _einsum_cost(node: NodeProto, shapes: Shapes) -> int:
+    equation = helper.get_node_attr_value(node, "equation").decode()
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms, node.input, strict=True):
+        sizes.update(zip(term, _shape(node, name, shapes), strict=True))
+    return math.prod(sizes.values())
+
+
+def _transposed(node: NodeProto) -> bool:
+    return any(entry.name == "transA" and entry.i for entry in node.attribute)
+
+
+def _shape(node: NodeProto, name: str, shapes: Shapes) -> tuple[int, ...]:
+    if name not in shapes:
+        raise PlanError(
+            f"The cost of node '{node.name}' ({node.op_type}) is unknown: the shape of '{name}' "
+            "cannot be inferred."
+        )
+    return shapes[name]

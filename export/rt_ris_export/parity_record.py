@@ -1,0 +1,138 @@
+"""What the gate measured, as it is written to ``parity.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from rt_ris.manifest import ParitySummary
+
+PROVING: Final = (0.05, 0.95)
+"""Shares of the picture between which a mask proves something: an empty or full one does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """How far a tensor a is from PyTorch's b.
+
+    Attributes:
+        relative: ||a - b||_2 / ||b||_2, the number that the gate looks at.
+        peak: max|a - b| / rms(b).
+    """
+
+    relative: float
+    peak: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorParity:
+    """The worst deviations of one stage output over all samples.
+
+    Attributes:
+        name: of the tensor.
+        isolated: the stage fed with PyTorch's own activations.
+        chained: the stage fed with what the exported stages before it made, from pixels on.
+    """
+
+    name: str
+    isolated: Deviation
+    chained: Deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageParity:
+    """One stage; ``tied`` samples are not among its tensors' worst deviations.
+
+    Attributes:
+        id: of the stage.
+        tensors: its outputs.
+        tied: samples whose deviation is explained by a score at a hard decision.
+    """
+
+    id: str
+    tensors: tuple[TensorParity, ...]
+    tied: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskParity:
+    """One final mask at the picture's own size.
+
+    Attributes:
+        picture: name of the gate's picture.
+        sentence: what was asked.
+        expressions: N of the call.
+        coverage: share of the picture that PyTorch's mask covers, before the existence decision.
+        proves: whether the coverage is one at which a comparison means something.
+        iou: of the two masks; 1 if both are empty.
+        flips: pixels that differ and lie within the tie band of the threshold.
+        flips_outside: pixels that differ and lie beyond it.
+        existence_differs: the two sides disagree on whether the thing is there.
+        tied: the sample is one of ``StageParity.tied``.
+    """
+
+    picture: str
+    sentence: str
+    expressions: int
+    coverage: float
+    proves: bool
+    iou: float
+    flips: int
+    flips_outside: int
+    existence_differs: bool
+    tied: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityRecord:
+    """The gate's whole record.
+
+    Attributes:
+        tolerance: limit on relative deviations.
+        mask_iou_limit: limit on the IoU of masks that prove something.
+        mask_band: half width of the masks' tie band, in rms of the mask's logits.
+        tie_band: the same for hard decisions inside stages, in rms of their scores.
+        seeded: the weights are random ones; then the logits count and the masks prove little.
+        proving: number of masks that prove something.
+        stages: in running order.
+        masks: in the gate's order.
+    """
+
+    tolerance: float
+    mask_iou_limit: float
+    mask_band: float
+    tie_band: float
+    seeded: bool
+    proving: int
+    stages: tuple[StageParity, ...]
+    masks: tuple[MaskParity, ...]
+
+    def summary(self) -> ParitySummary:
+        """The numbers that go into the manifest."""
+        deviations = [
+            max(tensor.isolated.relative, tensor.chained.relative)
+            for stage in self.stages
+            for tensor in stage.tensors
+        ]
+        return ParitySummary(
+            relative_error_limit=self.tolerance,
+            mask_iou_limit=self.mask_iou_limit,
+            relative_error=max(deviations),
+            mask_iou=min(mask.iou for mask in self.telling_masks()),
+            flips=sum(mask.flips + mask.flips_outside for mask in self.masks),
+            cases=len(self.masks),
+        )
+
+    def telling_masks(self) -> tuple[MaskParity, ...]:
+        """The masks that prove something, or all if none does."""
+        return tuple(mask for mask in self.masks if mask.proves) or self.masks
+
+
+def worst(deviations: Iterable[Deviation]) -> Deviation:
+    """The largest of each number; zeros if there are none."""
+    listed = list(deviations)
+    return Deviation(
+        relative=max((entry.relative for entry in listed), default=0.0),
+        peak=max((entry.peak for entry in listed), default=0.0),
+    )

@@ -1,0 +1,95 @@
+"""What to export, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from rt_ris.errors import RecipeError
+
+Precision = Literal["fp32"]
+Target = Literal["onnx"]
+PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
+TARGETS: Final[tuple[str, ...]] = get_args(Target)
+TOLERANCE: Final = 1.0e-4
+"""Relative error that a stage may have against PyTorch; float32 graphs stay near 1e-6."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """One export.
+
+    Attributes:
+        arch: name of an architecture.
+        variant: one of its variants; None for its default.
+        checkpoint: trained weights; None for those that ship with the variant, or seeded random
+            ones where none ship.
+        out: the bundle to write; None for ``./<arch>-<variant>.bundle``.
+        precision: arithmetic of the graphs.
+        target: what the graphs are made for.
+        tolerance: the gate on every stage output, as a relative error.
+        overwrite: replace a bundle that is already at ``out``.
+
+    Raises:
+        RecipeError: a value that is not accepted.
+    """
+
+    arch: str
+    variant: str | None = None
+    checkpoint: Path | None = None
+    out: Path | None = None
+    precision: Precision = "fp32"
+    target: Target = "onnx"
+    tolerance: float = TOLERANCE
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("target", self.target, TARGETS)
+        if not 0 < self.tolerance <= 0.1:
+            raise RecipeError(
+                f"tolerance is {self.tolerance}; accepted is a relative error above 0 and up to "
+                f"0.1, such as {TOLERANCE}."
+            )
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, object]) -> ExportRecipe:
+        """A recipe from plain data, such as a TOML table; paths are strings there.
+
+        Raises:
+            RecipeError: an unknown key, a missing one or a value of the wrong type.
+        """
+        known = {field.name: field.type for field in fields(cls)}
+        for key, value in data.items():
+            if key not in known:
+                raise RecipeError(f"Unknown key '{key}'; known are {', '.join(known)}.")
+            if type(value) not in _accepted(key):
+                raise RecipeError(f"Key '{key}' is {value!r}; accepted is {known[key]}.")
+        if "arch" not in data:
+            raise RecipeError("Key 'arch' is missing; name the architecture to export.")
+        values = {
+            key: Path(value) if key in _PATHS and isinstance(value, str) else value
+            for key, value in data.items()
+        }
+        return cls(**values)  # type: ignore[arg-type] # each value's type was checked above
+
+    def output(self, variant: str) -> Path:
+        """Where the bundle goes, once the variant is known."""
+        return Path(f"{self.arch}-{variant}.bundle") if self.out is None else self.out
+
+
+_PATHS = frozenset({"checkpoint", "out"})
+
+
+def _accepted(key: str) -> tuple[type, ...]:
+    kinds: dict[str, tuple[type, ...]] = {"tolerance": (float, int), "overwrite": (bool,)}
+    return kinds.get(key, (str,))
+
+
+def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise RecipeError(
+            f"{name} is {value!r}; this version of rt-ris exports {', '.join(accepted)} only."
+        )

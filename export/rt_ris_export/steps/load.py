@@ -1,0 +1,25 @@
+"""First step: the trained network."""
+
+from __future__ import annotations
+
+from rt_ris_train.checkpoint import load_network
+
+from rt_ris_export.artefacts import NETWORK
+from rt_ris_export.step import Context, Step
+
+
+def _run(context: Context) -> None:
+    recipe = context.recipe
+    context.say(f"building {recipe.arch}")
+    loaded = load_network(recipe.arch, recipe.variant, recipe.checkpoint)
+    loaded.network.requires_grad_(False)
+    weights = (
+        "seeded random weights, not trained"
+        if loaded.checkpoint_sha256 is None
+        else f"checkpoint {loaded.checkpoint_sha256[:12]}"
+    )
+    context.say(f"{recipe.arch} {loaded.variant_name} with {weights}")
+    context.artefacts.put(NETWORK, loaded)
+
+
+LOAD = Step(name="load", makes=(NETWORK,), run=_run)

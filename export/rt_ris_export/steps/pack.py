@@ -1,0 +1,91 @@
+"""Last step: seal everything into a bundle."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+
+from rt_ris_train.checkpoint import LoadedNetwork
+
+import rt_ris
+from rt_ris.bundle import write_bundle
+from rt_ris.manifest import GOLDEN as GOLDEN_FILE
+from rt_ris.manifest import PARITY as PARITY_FILE
+from rt_ris.manifest import TOKENIZER, Manifest, Provenance, StageArtefact
+from rt_ris.records import to_json
+from rt_ris.spec import StageSpec, TargetSpec
+from rt_ris_export import onnx_graph
+from rt_ris_export.artefacts import BUNDLE, GOLDEN, GRAPHS, NETWORK, PARITY
+from rt_ris_export.parity_record import ParityRecord
+from rt_ris_export.step import Context, Step
+from rt_ris_export.steps.trace import OPSET
+
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
+
+
+def draft_manifest(
+    loaded: LoadedNetwork, graphs: Mapping[str, Path], *, parity: ParityRecord
+) -> Manifest:
+    """The manifest of a bundle that is about to be written."""
+    network = loaded.network
+    return Manifest(
+        architecture=loaded.architecture.name,
+        variant=loaded.variant_name,
+        stages=tuple(_artefact(stage.spec, graphs[stage.spec.id]) for stage in network.stages()),
+        image=network.image,
+        text=network.text,
+        mask=network.mask,
+        provenance=_provenance(loaded),
+        parity=parity.summary(),
+    )
+
+
+def _artefact(spec: StageSpec, path: Path) -> StageArtefact:
+    model = onnx_graph.parse(path.read_bytes())
+    return StageArtefact(
+        spec=spec,
+        file=path.name,
+        target=TargetSpec(format="onnx", precision="fp32"),
+        multiply_adds=onnx_graph.multiply_adds(model),
+        parameters=onnx_graph.parameters(model),
+    )
+
+
+def _provenance(loaded: LoadedNetwork) -> Provenance:
+    architecture = loaded.architecture
+    licence = architecture.variant(loaded.variant_name).weights_licence
+    weights = "seeded random weights, not trained" if loaded.seeded else "trained"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Provenance(
+        rt_ris=rt_ris.__version__,
+        created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        checkpoint_sha256=loaded.checkpoint_sha256 or hashlib.sha256(b"").hexdigest(),
+        source=architecture.source,
+        licences={"frozen weights": licence, "head": weights},
+        opset=OPSET,
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+    )
+
+
+def _run(context: Context) -> None:
+    artefacts, output = context.artefacts, context.output
+    loaded, graphs, parity = artefacts.get(NETWORK), artefacts.get(GRAPHS), artefacts.get(PARITY)
+    context.say(f"sealing {output}")
+    bundle = write_bundle(
+        output,
+        manifest=draft_manifest(loaded, graphs, parity=parity),
+        members={
+            TOKENIZER: loaded.network.tokenizer_json().encode(),
+            PARITY_FILE: to_json(parity),
+            GOLDEN_FILE: artefacts.get(GOLDEN),
+            **{path.name: path for path in graphs.values()},
+        },
+        overwrite=context.recipe.overwrite,
+    )
+    artefacts.put(BUNDLE, bundle.path)
+
+
+PACK = Step(name="pack", needs=(NETWORK, GRAPHS, PARITY, GOLDEN), makes=(BUNDLE,), run=_run)

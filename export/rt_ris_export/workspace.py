@@ -1,0 +1,77 @@
+"""A temporary folder beside the output, gone afterwards whatever happened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rt_ris.errors import OutputError, StorageError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the files of an export in progress live.
+
+    Attributes:
+        folder: exists while the export runs; on the same disk as the output.
+    """
+
+    folder: Path
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write one file.
+
+        Raises:
+            StorageError: it could not be written, such as on a full disk.
+        """
+        path = self.folder / name
+        try:
+            with path.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+        except OSError as error:
+            raise storage_error(path, error) from error
+        return path
+
+
+@contextmanager
+def workspace(output: Path, *, overwrite: bool) -> Iterator[Workspace]:
+    """A workspace for an export to ``output``.
+
+    Refuses early what the final step would refuse late, after minutes of work.
+
+    Raises:
+        OutputError: ``output`` exists, or its folder does not.
+        StorageError: no folder can be made there.
+    """
+    target = Path(os.path.abspath(output))
+    if not target.parent.is_dir():
+        raise OutputError(f"The folder {target.parent} does not exist; create it first.")
+    if os.path.lexists(target) and not overwrite:
+        raise OutputError(f"{target} exists; ask for it to be overwritten or choose another path.")
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".export", dir=target.parent)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    try:
+        yield Workspace(Path(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The sentence for a write that failed."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    cause = "the disk is full" if full else (error.strerror or str(error))
+    advice = "Free some space" if full else "Look at the folder's permissions and its disk"
+    return StorageError(
+        f"{path.name} could not be written in {path.parent.parent}: {cause}. Nothing was left "
+        f"behind. {advice}, then export again.",
+        path=str(path),
+    )
