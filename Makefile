@@ -7,7 +7,6 @@ LEAN := .venv-runtime
 BIN := $(VENV)/bin
 PIP_INSTALL = -m pip install --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
-PICTURES := docs/pictures
 
 .PHONY: demo check check-slow lint types test runtime wheel bench clean
 
@@ -19,7 +18,7 @@ demo: $(VENV)/.demo
 	@echo; echo "== 3/4 replay its golden vectors =="
 	$(BIN)/rt-ris verify $(OUT)/maris-lite.bundle
 	@echo; echo "== 4/4 segment the shipped pictures =="
-	$(BIN)/python tools/demo.py --bundle $(OUT)/maris-lite.bundle --pictures $(PICTURES) --out $(OUT)/masks
+	$(BIN)/python tools/demo.py --bundle $(OUT)/maris-lite.bundle --out $(OUT)/masks
 
 check: lint types test runtime
 	@echo "everything is green"

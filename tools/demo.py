@@ -9,20 +9,20 @@ from pathlib import Path
 
 from rt_ris.cli import main as rt_ris
 
+ROOT = Path(__file__).parent.parent
+
 
 def main() -> int:
-    """Segment every picture of ``sentences.json`` through the command line's own entry point."""
+    """Segment every picture of ``demo.json`` through the command line's own entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    pictures: dict[str, list[str]] = json.loads((args.pictures / "sentences.json").read_text())
+    pictures: dict[str, list[str]] = json.loads((ROOT / "tools" / "demo.json").read_text("utf-8"))
     for name, sentences in pictures.items():
         described = [word for sentence in sentences for word in ("--describe", sentence)]
-        picture = args.pictures / name
-        out = args.out / picture.stem
-        code = rt_ris(["segment", args.bundle, str(picture), *described, "--out", str(out)])
+        out = args.out / Path(name).stem
+        code = rt_ris(["segment", args.bundle, str(ROOT / name), *described, "--out", str(out)])
         if code:
             return code
     return 0
