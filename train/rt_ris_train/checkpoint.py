@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rt_ris.errors import CheckpointError
 from rt_ris_train.architecture import Architecture, ReferringNetwork, load
+from rt_ris_train.official import Imported, load_official
 
 FORMAT: Final = "rt-ris-checkpoint-1"
 
@@ -36,6 +37,7 @@ class LoadedNetwork:
         checkpoint_sha256: of the checkpoint file; None where no checkpoint was loaded.
         seeded: the head's weights are seeded random ones, not trained.
         metadata: what the checkpoint says about itself.
+        imported: what the published files of frozen encoders gave.
     """
 
     network: ReferringNetwork
@@ -44,6 +46,7 @@ class LoadedNetwork:
     checkpoint_sha256: str | None
     seeded: bool
     metadata: Mapping[str, str]
+    imported: tuple[Imported, ...] = ()
 
 
 def trained_state(network: ReferringNetwork) -> dict[str, Tensor]:
@@ -83,7 +86,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_network(arch: str, variant: str | None, checkpoint: Path | None) -> LoadedNetwork:
+def load_network(
+    arch: str,
+    variant: str | None,
+    checkpoint: Path | None,
+    *,
+    weights: Mapping[str, Path] | None = None,
+) -> LoadedNetwork:
     """Build a network and fill it with a checkpoint.
 
     Args:
@@ -91,9 +100,10 @@ def load_network(arch: str, variant: str | None, checkpoint: Path | None) -> Loa
         variant: name of a variant, or None for the default one.
         checkpoint: file to load; None for the checkpoint that ships with the variant, or seeded
             random weights where none ships.
+        weights: published files of frozen encoders by label, as ``official_keys`` names them.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another network.
+        CheckpointError: a file is missing, damaged or of another network.
         RecipeError: there is no such architecture or variant.
     """
     architecture = load(arch)
@@ -101,6 +111,7 @@ def load_network(arch: str, variant: str | None, checkpoint: Path | None) -> Loa
     name = variant or architecture.default
     source = checkpoint or chosen.checkpoint
     network = chosen.build()
+    imported = load_official(network, weights or {})
     digest, metadata = (
         (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
     )
@@ -112,6 +123,7 @@ def load_network(arch: str, variant: str | None, checkpoint: Path | None) -> Loa
         checkpoint_sha256=digest,
         seeded=source is None,
         metadata=metadata,
+        imported=imported,
     )
 
 
