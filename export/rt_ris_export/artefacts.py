@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Final
 
 from rt_ris_train.checkpoint import LoadedNetwork
+from rt_ris_train.official import Imported
 
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.step import Kind
 
 NETWORK: Final = Kind[LoadedNetwork]("network")
 """The network to export, in evaluation mode."""
+
+WEIGHTS: Final = Kind[tuple[Imported, ...]]("weights")
+"""The published files that filled frozen encoders."""
 
 GRAPHS: Final = Kind[Mapping[str, Path]]("graphs")
 """ONNX files by stage id, in running order."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from rt_ris.manifest import ParitySummary
+from rt_ris.bundle import Bundle
+from rt_ris.manifest import PARITY, ParitySummary
+from rt_ris.records import from_data, parse_json
 
 PROVING: Final = (0.05, 0.95)
 """Shares of the picture between which a mask proves something: an empty or full one does not."""
@@ -127,6 +130,15 @@ class ParityRecord:
     def telling_masks(self) -> tuple[MaskParity, ...]:
         """The masks that prove something, or all if none does."""
         return tuple(mask for mask in self.masks if mask.proves) or self.masks
+
+
+def read_record(bundle: Path) -> ParityRecord:
+    """The record in a bundle.
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+    """
+    return from_data(ParityRecord, parse_json(Bundle.open(bundle).read(PARITY)))
 
 
 def worst(deviations: Iterable[Deviation]) -> Deviation:

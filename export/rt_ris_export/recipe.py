@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from rt_ris.errors import RecipeError
 
@@ -26,6 +26,7 @@ class ExportRecipe:
         variant: one of its variants; None for its default.
         checkpoint: trained weights; None for those that ship with the variant, or seeded random
             ones where none ship.
+        weights: published files of frozen encoders by label, such as ``sam``.
         out: the bundle to write; None for ``./<arch>-<variant>.bundle``.
         precision: arithmetic of the graphs.
         target: what the graphs are made for.
@@ -39,6 +40,7 @@ class ExportRecipe:
     arch: str
     variant: str | None = None
     checkpoint: Path | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
     out: Path | None = None
     precision: Precision = "fp32"
     target: Target = "onnx"
@@ -61,31 +63,37 @@ class ExportRecipe:
         Raises:
             RecipeError: an unknown key, a missing one or a value of the wrong type.
         """
-        known = {field.name: field.type for field in fields(cls)}
+        known = [entry.name for entry in fields(cls)]
         for key, value in data.items():
             if key not in known:
                 raise RecipeError(f"Unknown key '{key}'; known are {', '.join(known)}.")
-            if type(value) not in _accepted(key):
-                raise RecipeError(f"Key '{key}' is {value!r}; accepted is {known[key]}.")
+            kinds = _KINDS.get(key, (str,))
+            if type(value) not in kinds:
+                accepted = " or ".join(kind.__name__ for kind in kinds)
+                raise RecipeError(f"Key '{key}' is {value!r}; accepted is {accepted}.")
         if "arch" not in data:
             raise RecipeError("Key 'arch' is missing; name the architecture to export.")
-        values = {
-            key: Path(value) if key in _PATHS and isinstance(value, str) else value
-            for key, value in data.items()
-        }
-        return cls(**values)  # type: ignore[arg-type] # each value's type was checked above
+        return cls(**{key: _converted(key, value) for key, value in data.items()})
 
     def output(self, variant: str) -> Path:
         """Where the bundle goes, once the variant is known."""
         return Path(f"{self.arch}-{variant}.bundle") if self.out is None else self.out
 
 
-_PATHS = frozenset({"checkpoint", "out"})
+_PATHS: Final = frozenset({"checkpoint", "out"})
+_KINDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "tolerance": (float, int),
+    "overwrite": (bool,),
+    "weights": (dict,),
+}
 
 
-def _accepted(key: str) -> tuple[type, ...]:
-    kinds: dict[str, tuple[type, ...]] = {"tolerance": (float, int), "overwrite": (bool,)}
-    return kinds.get(key, (str,))
+def _converted(key: str, value: Any) -> Any:  # noqa: ANN401 # its type was checked by the caller
+    if key in _PATHS:
+        return Path(value)
+    if key == "weights":
+        return {label: Path(path) for label, path in value.items()}
+    return value
 
 
 def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rt_ris_train.checkpoint import LoadedNetwork
+from rt_ris_train.official import Imported
 
 import rt_ris
 from rt_ris.bundle import write_bundle
@@ -18,7 +19,7 @@ from rt_ris.manifest import TOKENIZER, Manifest, Provenance, StageArtefact
 from rt_ris.records import to_json
 from rt_ris.spec import StageSpec, TargetSpec
 from rt_ris_export import onnx_graph
-from rt_ris_export.artefacts import BUNDLE, GOLDEN, GRAPHS, NETWORK, PARITY
+from rt_ris_export.artefacts import BUNDLE, GOLDEN, GRAPHS, NETWORK, PARITY, WEIGHTS
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.step import Context, Step
 from rt_ris_export.steps.trace import OPSET
@@ -27,9 +28,20 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "t
 
 
 def draft_manifest(
-    loaded: LoadedNetwork, graphs: Mapping[str, Path], *, parity: ParityRecord
+    loaded: LoadedNetwork,
+    graphs: Mapping[str, Path],
+    *,
+    parity: ParityRecord,
+    weights: Sequence[Imported] = (),
 ) -> Manifest:
-    """The manifest of a bundle that is about to be written."""
+    """The manifest of a bundle that is about to be written.
+
+    Args:
+        loaded: the network.
+        graphs: its ONNX files by stage id.
+        parity: the gate's record.
+        weights: published files that filled frozen encoders.
+    """
     network = loaded.network
     return Manifest(
         architecture=loaded.architecture.name,
@@ -38,7 +50,7 @@ def draft_manifest(
         image=network.image,
         text=network.text,
         mask=network.mask,
-        provenance=_provenance(loaded),
+        provenance=_provenance(loaded, weights),
         parity=parity.summary(),
     )
 
@@ -54,29 +66,32 @@ def _artefact(spec: StageSpec, path: Path) -> StageArtefact:
     )
 
 
-def _provenance(loaded: LoadedNetwork) -> Provenance:
+def _provenance(loaded: LoadedNetwork, weights: Sequence[Imported]) -> Provenance:
     architecture = loaded.architecture
     licence = architecture.variant(loaded.variant_name).weights_licence
-    weights = "seeded random weights, not trained" if loaded.seeded else "trained"
+    head = "seeded random weights, not trained" if loaded.seeded else "trained"
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions |= {f"weights {file.label}": f"sha256 {file.sha256}" for file in weights}
     now = datetime.datetime.now(datetime.timezone.utc)
     return Provenance(
         rt_ris=rt_ris.__version__,
         created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         checkpoint_sha256=loaded.checkpoint_sha256 or hashlib.sha256(b"").hexdigest(),
         source=architecture.source,
-        licences={"frozen weights": licence, "head": weights},
+        licences={"frozen weights": licence, "head": head},
         opset=OPSET,
-        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        libraries=versions,
     )
 
 
 def _run(context: Context) -> None:
     artefacts, output = context.artefacts, context.output
-    loaded, graphs, parity = artefacts.get(NETWORK), artefacts.get(GRAPHS), artefacts.get(PARITY)
+    loaded, graphs = artefacts.get(NETWORK), artefacts.get(GRAPHS)
+    parity, weights = artefacts.get(PARITY), artefacts.get(WEIGHTS)
     context.say(f"sealing {output}")
     bundle = write_bundle(
         output,
-        manifest=draft_manifest(loaded, graphs, parity=parity),
+        manifest=draft_manifest(loaded, graphs, parity=parity, weights=weights),
         members={
             TOKENIZER: loaded.network.tokenizer_json().encode(),
             PARITY_FILE: to_json(parity),
@@ -88,4 +103,9 @@ def _run(context: Context) -> None:
     artefacts.put(BUNDLE, bundle.path)
 
 
-PACK = Step(name="pack", needs=(NETWORK, GRAPHS, PARITY, GOLDEN), makes=(BUNDLE,), run=_run)
+PACK = Step(
+    name="pack",
+    needs=(NETWORK, WEIGHTS, GRAPHS, PARITY, GOLDEN),
+    makes=(BUNDLE,),
+    run=_run,
+)

@@ -1,0 +1,99 @@
+"""``rt-ris export``: a checkpoint becomes a bundle, if the graphs compute what PyTorch computes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rt_ris_export.parity_record import ParityRecord
+    from rt_ris_export.step import Progress
+
+PRECISIONS = ("fp32",)
+TARGETS = ("onnx",)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser("export", help="export a checkpoint into a gated bundle")
+    parser.add_argument("--arch", required=True, help="architecture, such as maris")
+    parser.add_argument("--variant", help="size of it [the architecture's default]")
+    parser.add_argument("--checkpoint", type=Path, help="trained weights [those that are shipped]")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="LABEL=FILE",
+        help="published weights of a frozen encoder, such as sam=sam_vit_b_01ec64.pth; repeatable",
+    )
+    parser.add_argument("--out", type=Path, help="the bundle [./ARCH-VARIANT.bundle]")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--target", choices=TARGETS, default="onnx")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="limit on stages' relative errors [1e-4]"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and print how close the bundle is to PyTorch."""
+    from rt_ris_export import ExportRecipe, export_bundle
+    from rt_ris_export.parity_record import read_record
+    from rt_ris_train.official import named_files
+
+    began = time.perf_counter()
+    recipe = ExportRecipe(
+        arch=args.arch,
+        variant=args.variant,
+        checkpoint=args.checkpoint,
+        weights=named_files(args.weights),
+        out=args.out,
+        precision=args.precision,
+        target=args.target,
+        tolerance=args.tolerance,
+        overwrite=args.overwrite,
+    )
+    path = export_bundle(recipe, progress=_progress)
+    seconds = round(time.perf_counter() - began, 1)
+    record = read_record(path)
+    if args.json:
+        print(json.dumps(_result(path, record, seconds=seconds), indent=1))
+    else:
+        print(_table(path, record, seconds=seconds))
+    return 0
+
+
+def _progress(news: Progress) -> None:
+    line = f"[{news.index}/{news.count}] {news.step:<8}  {news.message}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _result(path: Path, record: ParityRecord, *, seconds: float) -> dict[str, object]:
+    from rt_ris.records import to_data
+
+    return {"bundle": str(path), "seconds": seconds, "parity": to_data(record)}
+
+
+def _table(path: Path, record: ParityRecord, *, seconds: float) -> str:
+    summary = record.summary()
+    lines = ["relative error against PyTorch   stage alone   from pixels on"]
+    lines += [
+        f"  {stage.id + ' ' + tensor.name:<31}"
+        f"{tensor.isolated.relative:11.1e}{tensor.chained.relative:17.1e}"
+        for stage in record.stages
+        for tensor in stage.tensors
+    ]
+    lines += [
+        f"  limit {summary.relative_error_limit:.0e}: passed",
+        f"masks: {summary.cases}, smallest IoU {summary.mask_iou:.4f}, {summary.flips} pixels "
+        f"flipped; {record.proving} cover 5 to 95 % of their picture and so prove something",
+    ]
+    if record.seeded:
+        lines.append("The weights are seeded random ones, not trained: masks mean nothing.")
+    return "\n".join([*lines, f"{path} written in {seconds} s"])
