@@ -19,19 +19,20 @@ from rt_ris.backends.base import Runner
 from rt_ris.bundle import Bundle
 from rt_ris.errors import RtRisError
 from rt_ris.image import ImageSource, load_image, prepare
-from rt_ris.mask import Mask, sigmoid
+from rt_ris.mask import Mask, Placement, sigmoid
 from rt_ris.session import (
     IMAGE_CACHE_BYTES,
     MAX_EXPRESSIONS,
     TEXT_CACHE_SENTENCES,
     ImageFeatures,
+    Segmentation,
     Session,
     SessionStats,
     TextFeatures,
     open_runners,
 )
 from rt_ris.spec import ImageSpec, MaskSpec, StageSpec
-from rt_ris.text import Tokenizer
+from rt_ris.text import Tokenizer, Tokens
 
 _log = logging.getLogger(__name__)
 
@@ -101,20 +102,20 @@ class Predictor:
         manifest = bundle.manifest
         return cls(session=session, tokenizer=tokenizer, image=manifest.image, mask=manifest.mask)
 
-    def set_image(self, source: ImageSource) -> None:
+    def set_image(self, image: ImageSource) -> None:
         """Encode a picture; sentences that follow are about it.
 
         Args:
-            source: path, Pillow image or array; see ``rt_ris.image.load_image``.
+            image: path, Pillow image or array; see ``rt_ris.image.load_image``.
 
         Raises:
             ImageError: the picture cannot be used; the one set before stays.
         """
-        self._current = self.encode_image(source)
+        self._current = self.encode_image(image)
 
-    def encode_image(self, source: ImageSource) -> ImageFeatures:
+    def encode_image(self, image: ImageSource) -> ImageFeatures:
         """Prepare and encode a picture without keeping it as the current one."""
-        return self.session.encode_image(prepare(load_image(source), self.image))
+        return self.session.encode_image(prepare(load_image(image), self.image))
 
     def encode_text(self, sentences: str | Sequence[str]) -> TextFeatures:
         """Tokenize and encode sentences.
@@ -162,21 +163,7 @@ class Predictor:
     def decode(self, image: ImageFeatures, text: TextFeatures) -> list[Mask]:
         """The masks of encoded sentences on an encoded picture."""
         found = self.session.segment(image, text)
-        tokens = text.tokens
-        existence: list[float | None] = [None] * len(tokens.sentences)
-        if found.existence is not None:
-            existence = [float(value) for value in sigmoid(found.existence)]
-        return [
-            Mask(
-                sentence=sentence,
-                logits=found.logits[row],
-                existence=existence[row],
-                truncated_after=tokens.truncated_after[row],
-                placement=image.placement,
-                spec=self.mask,
-            )
-            for row, sentence in enumerate(tokens.sentences)
-        ]
+        return masks_of(found, placement=image.placement, tokens=text.tokens, spec=self.mask)
 
     @property
     def stats(self) -> SessionStats:
@@ -210,6 +197,26 @@ class Predictor:
                 "segment()."
             )
         return self._current
+
+
+def masks_of(
+    found: Segmentation, *, placement: Placement, tokens: Tokens, spec: MaskSpec
+) -> list[Mask]:
+    """The masks of N sentences on one picture."""
+    existence: list[float | None] = [None] * len(tokens.sentences)
+    if found.existence is not None:
+        existence = [float(value) for value in sigmoid(found.existence)]
+    return [
+        Mask(
+            sentence=sentence,
+            logits=found.logits[row],
+            existence=existence[row],
+            truncated_after=tokens.truncated_after[row],
+            placement=placement,
+            spec=spec,
+        )
+        for row, sentence in enumerate(tokens.sentences)
+    ]
 
 
 def _open_stages(bundle: Bundle, *, backend: str, threads: int | None) -> dict[str, Runner]:

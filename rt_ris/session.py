@@ -129,8 +129,8 @@ class Session:
         self._max_expressions = max(1, max_expressions)
         self._timer = Timer()
         self._stages = {kind: graph.of(kind) for kind in Dependency}
-        self._image_names = _read_by_both(graph, Dependency.IMAGE)
-        self._text_names = _read_by_both(graph, Dependency.TEXT)
+        self._image_names = tuple(spec.name for spec in graph.held(Dependency.IMAGE))
+        self._text_names = tuple(spec.name for spec in graph.held(Dependency.TEXT))
         self._images: LruCache[bytes, Values] = LruCache(image_cache_bytes, weigh=_bytes)
         self._texts: LruCache[bytes, Values] = LruCache(text_cache_sentences)
 
@@ -258,12 +258,6 @@ def _check(graph: StageGraph, runners: Mapping[str, Runner]) -> None:
                 f"'{name}' depends on the {graph.values[name].value} alone; it must depend on the "
                 "picture and on the sentence."
             )
-
-
-def _read_by_both(graph: StageGraph, dependency: Dependency) -> tuple[str, ...]:
-    """Values of one class, external ones included, that the uncacheable stages read."""
-    read = {spec.name: None for stage in graph.of(Dependency.BOTH) for spec in stage.inputs}
-    return tuple(name for name in read if graph.values[name] is dependency)
 
 
 def _chunks(count: int, most: int) -> Iterator[slice]:

@@ -43,6 +43,14 @@ Role = Literal["image_encoder", "text_encoder", "fusion", "decoder"]
 ROLES: Final[tuple[Role, ...]] = ("image_encoder", "text_encoder", "fusion", "decoder")
 DType = Literal["float32", "float16", "uint8", "int32", "int64", "bool"]
 DTYPES: Final[tuple[DType, ...]] = ("float32", "float16", "uint8", "int32", "int64", "bool")
+_ITEM_BYTES: Final[dict[DType, int]] = {
+    "float32": 4,
+    "float16": 2,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+    "bool": 1,
+}
 Fit = Literal["longest_side", "letterbox", "stretch"]
 Resample = Literal["bilinear", "bicubic"]
 Interpolate = Literal["logits", "probabilities"]
@@ -75,6 +83,13 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
+
+    def nbytes(self, *, expressions: int = 1) -> int:
+        """Its size in bytes for that many sentences."""
+        count = 1
+        for axis in self.shape:
+            count *= axis if isinstance(axis, int) else expressions
+        return count * _ITEM_BYTES[self.dtype]
 
     def __str__(self) -> str:
         axes = ", ".join(str(axis) for axis in self.shape)
@@ -221,6 +236,11 @@ class StageGraph:
         }
         made = (spec for stage in self.of(dependency) for spec in stage.outputs)
         return tuple(spec for spec in made if spec.name in read)
+
+    def held(self, dependency: Dependency) -> tuple[TensorSpec, ...]:
+        """What the stages that depend on both read of one class, external inputs included."""
+        read = {spec.name: spec for stage in self.of(Dependency.BOTH) for spec in stage.inputs}
+        return tuple(spec for spec in read.values() if self.values[spec.name] is dependency)
 
 
 def _propagate(stages: Sequence[StageSpec]) -> dict[str, Dependency]:

@@ -1,0 +1,244 @@
+"""Replay a bundle's golden vectors: does this machine compute what PyTorch computed?
+
+``golden.npz`` holds pictures, sentences and PyTorch's values (``docs/bundle.md``). The same gate
+applies as when the bundle was made: the relative error ``||a - b||_2 / ||b||_2`` of every tensor,
+sentence by sentence, and the IoU of every mask that covers 5 to 95 % of its picture.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from rt_ris.backends.base import Array
+from rt_ris.bundle import Bundle
+from rt_ris.errors import BundleError
+from rt_ris.image import Prepared, prepare
+from rt_ris.manifest import GOLDEN, PARITY, ParitySummary
+from rt_ris.mask import Mask, Placement
+from rt_ris.predictor import Predictor, masks_of
+from rt_ris.records import parse_json
+from rt_ris.session import Segmentation
+from rt_ris.spec import EXISTENCE, LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, Dependency
+from rt_ris.text import Tokens
+
+PROVING: Final = (0.05, 0.95)
+"""Shares of the picture between which a mask proves something."""
+
+PICTURE_STEP: Final = "prepare"
+TOKEN_STEP: Final = "tokenizer"
+MASK_STEP: Final = "mask"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        case: number of the picture in ``golden.npz``.
+        step: id of the stage, or ``prepare``, ``tokenizer``, ``mask``.
+        name: of the tensor, or the sentence.
+        error: relative error; for a mask 1 - IoU; for exact steps the share that differs.
+        limit: the most it may be.
+    """
+
+    case: int
+    step: str
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """True within the limit; never for NaN."""
+        return self.error <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """All comparisons, in running order.
+
+    Attributes:
+        checks: each comparison.
+        tied: sentences whose tensors are not compared, because the gate found a score at the
+            threshold of a hard decision; their masks are.
+        flips: pixels over all masks on the other side of the threshold.
+    """
+
+    checks: tuple[Check, ...]
+    tied: int
+    flips: int
+
+    @property
+    def first_miss(self) -> Check | None:
+        """The first comparison beyond its limit."""
+        return next((check for check in self.checks if not check.passed), None)
+
+    def worst(self, *, masks: bool) -> float:
+        """The largest error of the masks, or of everything else."""
+        errors = (check.error for check in self.checks if (check.step == MASK_STEP) is masks)
+        return max(errors, default=0.0)
+
+
+def replay(bundle: Bundle, predictor: Predictor) -> Replay:
+    """Compare what a predictor computes with a bundle's golden vectors.
+
+    Raises:
+        BundleError: the bundle has no golden vectors, or they break the format.
+    """
+    tied = _tied_sentences(bundle)
+    checks: list[Check] = []
+    flips = excused = 0
+    for number, golden in enumerate(_cases(bundle)):
+        case = _Case(number, golden, predictor=predictor, limits=bundle.manifest.parity, tied=tied)
+        checks += case.checks()
+        flips += case.flips()
+        excused += len(case.excused)
+    return Replay(checks=tuple(checks), tied=excused, flips=flips)
+
+
+def relative_error(found: Array, truth: Array) -> float:
+    """``||found - truth||_2 / ||truth||_2``; infinite where either is not finite.
+
+    A single number, such as a logit near zero, is measured against at least 1.
+    """
+    a, b = found.astype(np.float64), truth.astype(np.float64)
+    if not np.isfinite(a).all() or not np.isfinite(b).all():
+        return float("inf")
+    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    if truth.size == 1:
+        norm = max(norm, 1.0)
+    if difference == 0.0:
+        return 0.0
+    return difference / norm if norm else float("inf")
+
+
+class _Case:
+    """One picture with N sentences."""
+
+    def __init__(
+        self,
+        number: int,
+        golden: Mapping[str, Array],
+        *,
+        predictor: Predictor,
+        limits: ParitySummary,
+        tied: frozenset[str],
+    ) -> None:
+        self.number, self.golden, self.predictor, self.limits = number, golden, predictor, limits
+        self.sentences = [str(sentence) for sentence in golden["sentences"]]
+        self.excused = {row for row, text in enumerate(self.sentences) if text in tied}
+        own = prepare(golden["picture"], predictor.image)
+        self.prepared = Prepared(
+            pixels=golden[PIXELS], valid_box=golden[VALID_BOX], box=own.box, size=own.size
+        )
+        self.own = own
+        self.own_tokens = predictor.tokenizer.encode(self.sentences)
+        self.tokens = Tokens(
+            sentences=tuple(self.sentences),
+            token_ids=golden[TOKEN_IDS],
+            token_mask=golden[TOKEN_MASK],
+            truncated_after=self.own_tokens.truncated_after,
+        )
+        self.values = predictor.session.trace(self.prepared, self.tokens)
+        self.pairs = list(zip(self._masks(self.values), self._masks(golden), strict=True))
+
+    def checks(self) -> Iterator[Check]:
+        """All comparisons, in the order in which things are computed."""
+        for step, name, own in (
+            (PICTURE_STEP, PIXELS, self.own.pixels),
+            (PICTURE_STEP, VALID_BOX, self.own.valid_box),
+            (TOKEN_STEP, TOKEN_IDS, self.own_tokens.token_ids),
+            (TOKEN_STEP, TOKEN_MASK, self.own_tokens.token_mask),
+        ):
+            share = _share_that_differs(own, self.golden[name])
+            yield Check(case=self.number, step=step, name=name, error=share, limit=0.0)
+        yield from self._tensor_checks()
+        yield from self._mask_checks()
+
+    def flips(self) -> int:
+        """Pixels on the other side of the threshold."""
+        return sum(int((a.binary ^ b.binary).sum()) for a, b in self.pairs)
+
+    def _tensor_checks(self) -> Iterator[Check]:
+        graph = self.predictor.session.graph
+        limit = self.limits.relative_error_limit
+        for stage in graph.stages:
+            for spec in stage.outputs:
+                if spec.name not in self.golden:
+                    continue
+                found, truth = self.values[spec.name], self.golden[spec.name]
+                of_image = graph.values[spec.name] is Dependency.IMAGE
+                rows = [row for row in range(len(truth)) if of_image or row not in self.excused]
+                error = max((relative_error(found[row], truth[row]) for row in rows), default=0.0)
+                yield Check(
+                    case=self.number, step=stage.id, name=spec.name, error=error, limit=limit
+                )
+
+    def _mask_checks(self) -> Iterator[Check]:
+        for found, truth in self.pairs:
+            inside, truly = found.binary, truth.binary
+            if PROVING[0] <= truly.mean() <= PROVING[1]:
+                iou = int((inside & truly).sum()) / int((inside | truly).sum())
+                yield Check(
+                    case=self.number,
+                    step=MASK_STEP,
+                    name=truth.sentence,
+                    error=1 - iou,
+                    limit=1 - self.limits.mask_iou_limit,
+                )
+
+    def _masks(self, values: Mapping[str, Array]) -> list[Mask]:
+        """Masks as if each thing existed, so that a verdict near its threshold hides none."""
+        found = Segmentation(logits=values[LOGITS], existence=None)
+        side = self.prepared.pixels.shape[1]
+        placement = Placement(side=side, box=self.prepared.box, size=self.prepared.size)
+        spec = self.predictor.mask
+        return masks_of(found, placement=placement, tokens=self.tokens, spec=spec)
+
+
+def _cases(bundle: Bundle) -> Sequence[Mapping[str, Array]]:
+    if GOLDEN not in bundle.manifest.members:
+        raise BundleError(
+            f"The bundle {bundle.path} holds no {GOLDEN}; there is nothing to replay."
+        )
+    cases: dict[int, dict[str, Array]] = {}
+    try:
+        with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as stored:
+            for key in stored.files:
+                number, name = key.split("/", 1)
+                cases.setdefault(int(number), {})[name] = stored[key]
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"{GOLDEN} breaks its format: {error}. Export the bundle again."
+        ) from error
+    wanted = {"picture", "sentences", PIXELS, VALID_BOX, TOKEN_IDS, TOKEN_MASK, LOGITS}
+    graph = bundle.manifest.graph()
+    wanted |= {EXISTENCE} & set(graph.values)
+    for number, case in cases.items():
+        if wanted - set(case):
+            lacking = sorted(wanted - set(case))[0]
+            raise BundleError(f"{GOLDEN} lacks '{number}/{lacking}'. Export the bundle again.")
+    if not cases:
+        raise BundleError(f"{GOLDEN} is empty; there is nothing to replay.")
+    return [cases[number] for number in sorted(cases)]
+
+
+def _tied_sentences(bundle: Bundle) -> frozenset[str]:
+    """Sentences that the gate excused on tensors; see ``parity.json`` in ``docs/bundle.md``."""
+    if PARITY not in bundle.manifest.members:
+        return frozenset()
+    record = parse_json(bundle.read(PARITY))
+    masks = record.get("masks", []) if isinstance(record, dict) else []
+    return frozenset(mask["sentence"] for mask in masks if mask.get("tied"))
+
+
+def _share_that_differs(found: Array, truth: Array) -> float:
+    if found.shape != truth.shape or found.dtype != truth.dtype:
+        return 1.0
+    return float((found != truth).mean())
