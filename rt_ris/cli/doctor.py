@@ -1,0 +1,133 @@
+"""``rt-ris doctor``: what is installed, what can run, and why not."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import rt_ris
+from rt_ris.backends import BACKENDS, choose, open_backend
+from rt_ris.bundle import Bundle
+from rt_ris.cli import VERBS
+from rt_ris.cli.options import add_json, print_json
+from rt_ris.errors import RtRisError
+from rt_ris.predictor import Predictor
+
+PACKAGES: Final = (
+    "numpy",
+    "pillow",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "cuda-bindings",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "scikit-image",
+    "scikit-learn",
+    "segment-anything",
+    "open-clip-torch",
+)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show what is installed and what can run",
+        description="Show versions, backends and which verbs can run; with a bundle, try it.",
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle to try")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look around and print; a bundle that cannot run gives its error's exit code."""
+    found: dict[str, Any] = {
+        "rt_ris": rt_ris.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "backends": {name: _backend(name) for name in BACKENDS},
+        "verbs": {name: _verb(name) for name in VERBS},
+    }
+    code = 0
+    if args.bundle is not None:
+        found["bundle"], code = _try_bundle(args.bundle)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(_lines(found)))
+    return code
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _backend(name: str) -> dict[str, Any]:
+    try:
+        return {"runs": True, **open_backend(name).versions()}
+    except (RtRisError, ImportError, OSError) as error:  # an engine may be there but broken
+        return {"runs": False, "why_not": str(error)}
+
+
+def _verb(name: str) -> dict[str, Any]:
+    verb = VERBS[name]
+    missing = [module for module in verb.needs if importlib.util.find_spec(module) is None]
+    if not missing:
+        return {"runs": True}
+    why_not = f"needs {', '.join(missing)}; run: {verb.pip_line()}"
+    return {"runs": False, "why_not": why_not}
+
+
+def _try_bundle(path: Path) -> tuple[dict[str, Any], int]:
+    """Open all stages of a bundle as ``segment`` would."""
+    try:
+        bundle = Bundle.open(path)
+        backend = choose(bundle.manifest)
+        Predictor.load(path, backend=backend).close()
+    except RtRisError as error:
+        return {"path": str(path), "runs": False, "why_not": str(error)}, error.exit_code
+    stages = [stage.spec.id for stage in bundle.manifest.stages]
+    return {"path": str(path), "runs": True, "backend": backend, "stages": stages}, 0
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    yield f"rt-ris {found['rt_ris']}, Python {found['python']}, {found['cores']} cores"
+    yield f"{found['platform']}"
+    yield f"{found['executable']}"
+    for title in ("packages", "backends", "verbs"):
+        yield f"\n{title}"
+        for name, state in found[title].items():
+            yield f"  {name:<18}{_state(state)}"
+    if "bundle" in found:
+        yield f"\nbundle {found['bundle']['path']}\n  {_state(found['bundle'])}"
+
+
+def _state(state: str | dict[str, Any] | None) -> str:
+    if isinstance(state, dict):
+        if not state["runs"]:
+            return f"cannot run: {state['why_not']}"
+        facts = (f"{key} {value}" for key, value in state.items() if key not in ("runs", "path"))
+        return "  ".join(["runs", *facts])
+    return state or "-"

@@ -1,0 +1,40 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rt_ris.predictor import Predictor
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The bundle and how to run it: BUNDLE, --backend, --threads, --json."""
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--backend", default="auto", help="auto, onnxruntime or fake [auto]")
+    parser.add_argument("--threads", type=positive, help="processor threads [all cores]")
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option --json."""
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def load(args: argparse.Namespace) -> Predictor:
+    """The predictor that the options ask for."""
+    return Predictor.load(args.bundle, backend=args.backend, threads=args.threads)
+
+
+def print_json(data: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,93 @@
+"""``rt-ris verify``: check a bundle's bytes and replay its golden vectors on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rt_ris.bundle import Bundle
+from rt_ris.cli.options import add_bundle, load, print_json
+from rt_ris.errors import ParityError
+from rt_ris.replay import MASK_STEP, Check, Replay, replay
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="replay a bundle's golden vectors and apply its gate",
+        description="Check every byte, run the stored pictures and sentences through the backend, "
+        "and compare with what PyTorch computed. Exit code 1 names the first step that differs.",
+    )
+    add_bundle(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, print, judge.
+
+    Raises:
+        ParityError: a comparison is beyond its limit.
+    """
+    bundle = Bundle.open(args.bundle)
+    with load(args) as predictor:
+        found = replay(bundle, predictor)
+    if args.json:
+        print_json(_described(found))
+    else:
+        print(_table(bundle, found))
+    miss = found.first_miss
+    if miss is not None:
+        raise ParityError(
+            f"This machine does not compute what PyTorch computed: '{miss.step}' is the first step "
+            f"that differs, {miss.name!r} of picture {miss.case} is off by {miss.error:.2e} (limit "
+            f"{miss.limit:.0e}).",
+            stage=miss.step,
+            error=miss.error,
+        )
+    return 0
+
+
+def _described(found: Replay) -> dict[str, Any]:
+    miss = found.first_miss
+    return {
+        "passed": miss is None,
+        "first_miss": None if miss is None else _row(miss),
+        "relative_error": _finite(found.worst(masks=False)),
+        "mask_iou": 1 - found.worst(masks=True),
+        "flips": found.flips,
+        "tied": found.tied,
+        "checks": [_row(check) for check in found.checks],
+    }
+
+
+def _row(check: Check) -> dict[str, Any]:
+    return {
+        "picture": check.case,
+        "step": check.step,
+        "name": check.name,
+        "error": _finite(check.error),
+        "limit": check.limit,
+        "passed": check.passed,
+    }
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity; null stands for it."""
+    return number if number < float("inf") else None
+
+
+def _table(bundle: Bundle, found: Replay) -> str:
+    """The worst comparison of each step."""
+    worst: dict[tuple[str, str], Check] = {}
+    for check in found.checks:
+        key = (check.step, "1 - IoU" if check.step == MASK_STEP else check.name)
+        if key not in worst or check.error > worst[key].error:
+            worst[key] = check
+    lines = [f"{bundle.path}: every byte is as sealed", "", f"{'step':<18}{'value':<18}worst"]
+    for (step, name), check in worst.items():
+        verdict = "ok" if check.passed else "MISS"
+        limit = f"limit {check.limit:.0e}" if check.limit else "must be equal"
+        lines.append(f"{step:<18}{name:<18}{check.error:.2e}  ({limit})  {verdict}")
+    lines.append(f"{found.flips} pixels flipped, {found.tied} sentences tied at a hard decision")
+    return "\n".join(lines)
