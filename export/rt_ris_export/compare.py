@@ -22,7 +22,7 @@ def deviation(found: Array, truth: Array) -> Deviation:
     A single number, such as a logit that may happen to be near zero, is measured against at least
     1, the scale of logits.
     """
-    a, b = found.astype(np.float64), truth.astype(np.float64)
+    a, b = np.atleast_1d(found).astype(np.float64), np.atleast_1d(truth).astype(np.float64)
     difference = np.abs(a - b)
     difference[~np.isfinite(difference)] = np.inf
     norm = float(np.linalg.norm(b)) if b.size > 1 else max(1.0, float(np.abs(b).sum()))
