@@ -19,12 +19,13 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from rt_ris import Predictor
-from rt_ris.cli import main as rt_ris
 from rt_ris_train.checkpoint import load_network
 from rt_ris_train.data.refcoco import RefDataset
 from rt_ris_train.evaluate import EvaluationOptions, evaluate
 from rt_ris_train.runner import predictor_of
+
+from rt_ris import Predictor
+from rt_ris.cli import main as rt_ris
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "bench" / "results" / "maris-lite.json"
@@ -68,7 +69,7 @@ def _masks(bundle: Path, dataset: RefDataset, compared: int) -> dict[str, object
     with predictor_of(load_network("maris", "lite", None).network) as reference:
         trained = evaluate(reference, dataset, options=EvaluationOptions(limit=compared))
     return {
-        "scope": "unseen scenes and unseen backgrounds, known objects; original size; threshold 0.5",
+        "scope": "unseen scenes and backgrounds, known objects; original size; threshold 0.5",
         "bundle": whole,
         "bundle_sentences_on_other_pictures": shuffled,
         "bundle_compared": some,
@@ -85,7 +86,7 @@ def _times(bundle: Path, dataset: RefDataset) -> dict[str, object]:
             path = dataset.image_path(ref)
             first.append(_cpu(lambda: _new_picture(predictor, path, f"dog {number}")))  # noqa: B023
             further.append(_cpu(lambda: predictor.segment(f"left cat {number}")))  # noqa: B023
-            many = [f"the {word} thing {number}" for word in "a b c d e f g h i j k l m n o p".split()]
+            many = [f"the {word} thing {number}" for word in "abcdefghijklmnop"]
             sixteen.append(_cpu(lambda: predictor.segment(many)) / 16)  # noqa: B023
         encoder = predictor.stats.stages["image_encoder"].runs
     rows = {"new_picture_and_sentence": first, "further_sentence": further, "one_of_16": sixteen}
@@ -133,7 +134,8 @@ def _machine() -> dict[str, str]:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":
