@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import (
@@ -155,22 +154,6 @@ def parameters(model: ModelProto) -> int:
     """Number of stored floating-point values."""
     stored = (entry for entry in model.graph.initializer if entry.data_type in _FLOATS)
     return sum(math.prod(entry.dims) for entry in stored)
-
-
-def perturb(model: ModelProto, *, factor: float) -> str:
-    """Multiply the first weight matrix by a factor, to prove that a gate would notice.
-
-    Returns:
-        The name of the weight.
-    """
-    weight = next(
-        entry
-        for entry in model.graph.initializer
-        if entry.data_type == TensorProto.FLOAT and len(entry.dims) >= 2
-    )
-    changed = onnx.numpy_helper.to_array(weight) * np.float32(factor)
-    weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
-    return str(weight.name)
 
 
 def expose(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, tuple[TensorSpec, ...]]:

@@ -1,0 +1,56 @@
+"""The verb: numbers on stdout, news on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import rt_ris_export
+from rt_ris_export.export import export_bundle
+
+from rt_ris.cli import export as verb
+
+from .conftest import Traced
+
+
+def _parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    verb.add_parser(parser.add_subparsers())
+    return parser.parse_args(["export", "--arch", "maris", "--variant", "tiny", *words])
+
+
+@pytest.fixture
+def quick(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = partial(export_bundle, steps=traced.steps())
+    monkeypatch.setattr(rt_ris_export, "export_bundle", stored, raising=False)
+
+
+@pytest.mark.usefixtures("quick", "one_picture")
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = _parsed("--out", str(tmp_path / "a.bundle"))
+    assert args.run(args) == 0
+    out, err = capsys.readouterr()
+    assert "fusion f_lav" in out
+    assert "limit 1e-04: passed" in out
+    assert "not trained: masks mean nothing" in out
+    assert str(tmp_path / "a.bundle") in out
+    assert "[4/5] parity    chelsea: 3 sentences" in err
+
+
+@pytest.mark.usefixtures("quick", "one_picture")
+def test_json_is_alone_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = _parsed("--out", str(tmp_path / "a.bundle"), "--json")
+    assert args.run(args) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["bundle"] == str(tmp_path / "a.bundle")
+    assert result["parity"]["stages"][0]["id"] == "image_encoder"
+
+
+@pytest.mark.parametrize("words", [["--precision", "fp16"], ["--target", "tensorrt"]])
+def test_only_what_exists_is_offered(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parsed(*words)
+    assert "invalid choice" in capsys.readouterr().err

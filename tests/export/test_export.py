@@ -1,0 +1,199 @@
+"""From the command to the bundle, and everything that must leave nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
+from rt_ris_export.gate_data import shipped_samples
+from rt_ris_export.golden import STORED
+from rt_ris_export.parity_record import read_record
+from rt_ris_export.steps import trace
+from rt_ris_kernels.ops import find
+from rt_ris_train import architecture
+from rt_ris_train.checkpoint import metadata_of, save_checkpoint
+
+from rt_ris.bundle import Bundle
+from rt_ris.errors import (
+    CheckpointError,
+    OutputError,
+    ParityError,
+    RecipeError,
+    RtRisError,
+    StorageError,
+)
+from rt_ris.manifest import GOLDEN
+from rt_ris.predictor import Predictor
+
+from .conftest import Traced
+
+
+def _recipe(out: Path, **changed: object) -> ExportRecipe:
+    return replace(ExportRecipe(arch="maris", variant="tiny", out=out), **changed)  # type: ignore[arg-type]
+
+
+def test_every_architecture_has_a_tiny_that_exports_and_runs(
+    traced: Traced, tmp_path: Path
+) -> None:
+    for name in architecture.names():
+        bundle = traced.bundle
+        if name != "maris":
+            bundle = export_bundle(ExportRecipe(arch=name, variant="tiny", out=tmp_path / name))
+        record = read_record(bundle)
+        assert record.summary().relative_error <= 1e-4
+        assert {mask.expressions for mask in record.masks} == {1, 3}
+        with Predictor.load(bundle) as predictor:
+            sample = shipped_samples()[0]
+            masks = predictor.segment(sample.sentences, image=sample.picture)
+        assert [mask.binary.shape for mask in masks] == [sample.picture.shape[:2]] * 3
+
+
+def test_graphs_hold_what_their_architecture_declares(traced: Traced) -> None:
+    for stage in traced.network.stages():
+        model = onnx_graph.parse(traced.graphs[stage.spec.id])
+        onnx_graph.check_interface(model, stage.spec)
+        onnx_graph.check(model)
+        assert onnx_graph.opset(model) == trace.OPSET
+
+
+def test_mutual_attention_is_one_node_with_every_attribute(traced: Traced) -> None:
+    nodes = onnx_graph.custom_nodes(onnx_graph.parse(traced.graphs["fusion"]))
+    assert [node.op_type for node in nodes] == ["MaskedMutualAttention"] * 2
+    kernel = find("rt_ris", "MaskedMutualAttention")
+    assert kernel is not None
+    assert all(onnx_graph.attribute_names(node) == set(kernel.node_attributes) for node in nodes)
+
+
+def test_graphs_name_no_file_of_this_machine(traced: Traced) -> None:
+    for raw in traced.graphs.values():
+        assert b"site-packages" not in raw
+        assert str(Path(__file__).parents[2]).encode() not in raw
+
+
+def test_manifest_counts_and_provenance(traced: Traced) -> None:
+    manifest = Bundle.open(traced.bundle).manifest
+    assert manifest.graph() == traced.network.graph()
+    assert all(stage.multiply_adds > 0 and stage.parameters > 0 for stage in manifest.stages)
+    assert manifest.provenance.licences["head"] == "seeded random weights, not trained"
+    assert manifest.provenance.libraries["torch"]
+
+
+def test_golden_vectors_replay(traced: Traced) -> None:
+    content = np.load(io.BytesIO(Bundle.open(traced.bundle).read(GOLDEN)), allow_pickle=False)
+    with Predictor.load(traced.bundle) as predictor:
+        for number, sample in enumerate(shipped_samples()):
+            np.testing.assert_array_equal(content[f"{number}/picture"], sample.picture)
+            sentences = content[f"{number}/sentences"].tolist()
+            assert sentences == list(sample.sentences)
+            features = predictor.encode_image(content[f"{number}/picture"])
+            found = predictor.session.segment(features, predictor.encode_text(sentences))
+            np.testing.assert_allclose(found.logits, content[f"{number}/logits"], atol=1e-4)
+    stored = {name.partition("/")[2] for name in content.files}
+    assert stored == {"picture", "sentences", *STORED} - {"existence"}
+
+
+@pytest.mark.usefixtures("one_picture")
+@pytest.mark.parametrize("stage", ["image_encoder", "text_encoder", "fusion", "decoder"])
+def test_a_wrong_weight_is_found_and_named(traced: Traced, tmp_path: Path, stage: str) -> None:
+    steps = traced.steps(**{stage: traced.perturbed(stage)})
+    with pytest.raises(ParityError, match=f"Stage '{stage}' differs from PyTorch") as caught:
+        export_bundle(_recipe(tmp_path / "a.bundle"), steps=steps)
+    assert caught.value.stage == stage
+    assert caught.value.error > 1e-4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_a_wrong_weight_leaves_an_older_bundle_alone(traced: Traced, tmp_path: Path) -> None:
+    out = tmp_path / "a.bundle"
+    export_bundle(_recipe(out), steps=traced.steps())
+    before = Bundle.open(out).sha256
+    steps = traced.steps(decoder=traced.perturbed("decoder"))
+    with pytest.raises(ParityError):
+        export_bundle(_recipe(out, overwrite=True), steps=steps)
+    assert Bundle.open(out).sha256 == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bundle"]
+
+
+class _FullDisk(io.FileIO):
+    """A file on a disk with room for 10,000 bytes."""
+
+    def write(self, content: object) -> int:
+        assert isinstance(content, bytes)
+        if self.tell() + len(content) > 10_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+
+
+@pytest.mark.usefixtures("one_picture")
+@pytest.mark.parametrize("suffix", [".export", ".partial"])
+def test_a_full_disk_leaves_nothing(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    real = Path.open
+
+    def limited(path: Path, mode: str = "r", **options: Any) -> IO[Any]:  # noqa: ANN401
+        if "r" not in mode and path.parent.suffix == suffix:
+            return _FullDisk(path, mode.replace("b", ""))
+        return real(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", limited)
+    with pytest.raises(StorageError, match="the disk is full"):
+        export_bundle(_recipe(tmp_path / "a.bundle"), steps=traced.steps())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_nothing(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rt_ris_export.steps.parity.measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(_recipe(tmp_path / "a.bundle"), steps=traced.steps())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "sentence"),
+    [
+        ({"arch": "mars"}, RecipeError, "There is no architecture 'mars'; there are .*maris"),
+        ({"variant": "huge"}, RecipeError, "maris has no variant 'huge'; it has"),
+        ({"checkpoint": Path("no.safetensors")}, CheckpointError, "no checkpoint file"),
+        ({"weights": {"sam": Path("no.pth")}}, CheckpointError, "no weight file 'no.pth'"),
+        ({"weights": {"bert": Path("no.pth")}}, CheckpointError, "no weight file 'bert'"),
+    ],
+)
+def test_wrong_names_are_refused(
+    tmp_path: Path, changed: dict[str, object], kind: type[RtRisError], sentence: str
+) -> None:
+    with pytest.raises(kind, match=sentence):
+        export_bundle(_recipe(tmp_path / "a.bundle", **changed))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_network_is_refused(traced: Traced, tmp_path: Path) -> None:
+    path = tmp_path / "lite.safetensors"
+    said = metadata_of(architecture="maris", variant="lite", step=1, recipe={})
+    save_checkpoint(path, traced.network, metadata=said)
+    with pytest.raises(CheckpointError, match="is a checkpoint of maris lite; maris tiny was"):
+        export_bundle(_recipe(tmp_path / "a.bundle", checkpoint=path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["lite.safetensors"]
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_an_existing_output_is_refused_before_any_work(traced: Traced, tmp_path: Path) -> None:
+    out = tmp_path / "a.bundle"
+    out.mkdir()
+    with pytest.raises(OutputError, match="exists; ask for it to be overwritten"):
+        export_bundle(_recipe(out))
+    with pytest.raises(OutputError, match="is not a bundle; it is left alone"):
+        export_bundle(_recipe(out, overwrite=True), steps=traced.steps())
+    assert list(tmp_path.iterdir()) == [out]

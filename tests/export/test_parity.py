@@ -1,0 +1,192 @@
+"""The gate itself: its truth, its numbers, and what a tie may excuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rt_ris_export import onnx_graph
+from rt_ris_export.compare import by_sentence, compare_masks, deviation
+from rt_ris_export.gate_data import GateSample, shipped_samples
+from rt_ris_export.parity_record import Deviation, worst
+from rt_ris_export.steps import parity
+from rt_ris_export.ties import TieFinder
+from rt_ris_export.truth import activations
+from rt_ris_train.architecture import Batch
+
+from rt_ris.errors import ParityError
+from rt_ris.image import Box, prepare
+from rt_ris.mask import Mask, Placement
+from rt_ris.spec import LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, MaskSpec
+from rt_ris.text import Tokenizer
+
+from .conftest import Traced
+
+
+def _given(traced: Traced, sample: GateSample) -> dict[str, np.ndarray]:
+    network = traced.network
+    prepared = prepare(sample.picture, network.image)
+    tokens = Tokenizer(network.tokenizer_json().encode(), network.text).encode(sample.sentences)
+    return {
+        PIXELS: prepared.pixels,
+        VALID_BOX: prepared.valid_box,
+        TOKEN_IDS: tokens.token_ids,
+        TOKEN_MASK: tokens.token_mask,
+    }
+
+
+def _files(traced: Traced, folder: Path, **changed: bytes) -> dict[str, Path]:
+    paths = {}
+    for name, raw in {**traced.graphs, **changed}.items():
+        paths[name] = folder / f"{name}.onnx"
+        paths[name].write_bytes(raw)
+    return paths
+
+
+def test_the_truth_is_the_forward_pass_of_training(traced: Traced) -> None:
+    given = _given(traced, shipped_samples()[1])
+    batch = Batch(
+        pixels=torch.from_numpy(given[PIXELS]),
+        valid_box=torch.from_numpy(given[VALID_BOX]),
+        token_ids=torch.from_numpy(given[TOKEN_IDS]),
+        token_mask=torch.from_numpy(given[TOKEN_MASK]),
+        image_index=torch.zeros(len(given[TOKEN_IDS]), dtype=torch.int64),
+    )
+    with torch.inference_mode():
+        wanted = traced.network(batch).logits.numpy()
+    found = activations(traced.network, given)
+    np.testing.assert_array_equal(found[LOGITS], wanted)
+    kept = {name: value for name, value in found.items() if name != LOGITS}
+    np.testing.assert_array_equal(activations(traced.network, kept)[LOGITS], wanted)
+
+
+def test_deviation_is_the_house_definition() -> None:
+    truth = np.array([3.0, 4.0], dtype=np.float32)
+    found = truth + np.array([0.0, 0.1], dtype=np.float32)
+    measured = deviation(found, truth)
+    assert measured.relative == pytest.approx(0.1 / 5.0, rel=1e-5)
+    assert measured.peak == pytest.approx(0.1 / np.sqrt(12.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_infinitely_wrong(bad: float) -> None:
+    truth = np.ones(3, dtype=np.float32)
+    assert deviation(np.array([1.0, bad, 1.0], dtype=np.float32), truth).relative == np.inf
+    assert deviation(truth, np.array([1.0, bad, 1.0], dtype=np.float32)).relative == np.inf
+    assert deviation(truth, np.zeros(3, dtype=np.float32)).relative == np.inf
+
+
+def test_a_single_logit_is_measured_against_the_scale_of_logits() -> None:
+    found, truth = np.array([1e-6, 20.0]), np.array([0.0, 10.0])
+    assert [entry.relative for entry in by_sentence(found, truth)] == pytest.approx([1e-6, 1.0])
+
+
+def test_worst_takes_each_number_by_itself() -> None:
+    one, two = Deviation(relative=1.0, peak=4.0), Deviation(relative=2.0, peak=3.0)
+    assert worst([one, two]) == Deviation(relative=2.0, peak=4.0)
+    assert worst([]) == Deviation(relative=0.0, peak=0.0)
+
+
+def _mask(logits: np.ndarray, *, existence: float = 0.9, interpolate: str = "logits") -> Mask:
+    size = logits.shape[0]
+    return Mask(
+        sentence="it",
+        logits=logits.astype(np.float32),
+        existence=existence,
+        truncated_after=None,
+        placement=Placement(side=size, box=Box(0, 0, size, size), size=(size, size)),
+        spec=MaskSpec(size=size, interpolate=interpolate, existence_threshold=0.5),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("interpolate", ["logits", "probabilities"])
+def test_masks_are_compared_inside_and_outside_the_tie_band(interpolate: str) -> None:
+    logits = np.ones((10, 10))
+    logits[:5] = -1.0
+    truth = logits.copy()
+    truth[0, 0], truth[0, 1] = 1e-5, -0.5
+    found = truth.copy()
+    found[0, 0], found[0, 1] = -1e-5, 0.5
+    measured = compare_masks(
+        _mask(found, interpolate=interpolate),
+        _mask(truth, interpolate=interpolate),
+        picture="p",
+        expressions=1,
+        tied=False,
+    )
+    assert (measured.flips, measured.flips_outside) == (1, 1)
+    assert measured.iou == pytest.approx(50 / 52)
+    assert measured.coverage == pytest.approx(0.51)
+    assert measured.proves
+
+
+def test_existence_empties_no_comparison() -> None:
+    logits = np.ones((10, 10))
+    logits[:5] = -1.0
+    measured = compare_masks(
+        _mask(logits, existence=0.1), _mask(logits), picture="p", expressions=1, tied=False
+    )
+    assert measured.existence_differs
+    assert (measured.iou, measured.coverage) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0])
+def test_empty_and_full_masks_prove_nothing(value: float) -> None:
+    mask = _mask(np.full((10, 10), value))
+    measured = compare_masks(mask, mask, picture="p", expressions=1, tied=False)
+    assert (measured.iou, measured.proves) == (1.0, False)
+
+
+def test_ties_are_found_inside_a_stage(traced: Traced) -> None:
+    spec = traced.network.graph().stage("fusion")
+    model = onnx_graph.parse(traced.graphs["fusion"])
+    finder = TieFinder(spec=spec, model=model, opened=parity._open)
+    values = activations(traced.network, _given(traced, shipped_samples()[0]))
+    values = {tensor.name: values[tensor.name].copy() for tensor in spec.inputs}
+    untied = finder.tied(values)
+    values["z_l"][1, 0] = 0.0  # its scores are exactly at the threshold
+    assert finder.tied(values).tolist() == [untied[0], True, untied[2]]
+
+
+def test_a_stage_without_decisions_has_no_ties(traced: Traced) -> None:
+    spec = traced.network.graph().stage("decoder")
+    model = onnx_graph.parse(traced.graphs["decoder"])
+    values = activations(traced.network, _given(traced, shipped_samples()[0]))
+    finder = TieFinder(spec=spec, model=model, opened=parity._open)
+    assert not finder.tied(values).any()
+
+
+def test_a_tie_excuses_a_few_samples_and_no_more(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence in sixteen may be tied; when all are, the stage differs."""
+    graphs = _files(traced, tmp_path, fusion=traced.perturbed("fusion", factor=1.001))
+
+    def always(self: TieFinder, values: dict[str, np.ndarray]) -> np.ndarray:
+        return np.ones(len(values[TOKEN_MASK]), dtype=np.bool_)
+
+    monkeypatch.setattr(TieFinder, "tied", always)
+    with pytest.raises(ParityError, match="differs from PyTorch on 4 of 4 samples") as caught:
+        parity.measure(traced.network, graphs, samples=shipped_samples()[:1], tolerance=1e-4)
+    assert caught.value.stage == "fusion"
+    monkeypatch.setattr(parity, "TIED_SHARE", 1.0)
+    record, _ = parity.measure(
+        traced.network, graphs, samples=shipped_samples()[:1], tolerance=1e-4
+    )
+    assert [stage.tied for stage in record.stages] == [0, 0, 4, 4]
+    assert all(mask.tied for mask in record.masks)
+
+
+def test_a_wrong_mask_is_a_miss(traced: Traced, tmp_path: Path) -> None:
+    record, _ = parity.measure(
+        traced.network, _files(traced, tmp_path), samples=shipped_samples()[:1], tolerance=1e-4
+    )
+    good = record.masks[0]
+    for bad in (replace(good, flips_outside=1), replace(good, proves=True, iou=0.5)):
+        with pytest.raises(ParityError, match="The mask of 'the cat' on picture 'chelsea'"):
+            parity._judge_masks([good, bad], "decoder")
+    parity._judge_masks([good, replace(good, flips_outside=1, tied=True)], "decoder")
+    parity._judge_masks([good, replace(good, proves=False, iou=0.5)], "decoder")
