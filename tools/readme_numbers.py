@@ -31,9 +31,10 @@ def numbers(result: dict[str, Any]) -> str:
 
 Scenes and backgrounds are new, the objects are not: known kinds, known cut-outs. One thread of
 {result["machine"]["processor"]}: {milliseconds["new_picture_and_sentence"]:.0f} ms of processor
-time for a new picture with its first sentence, {milliseconds["further_sentence"]:.0f} ms for a further
-sentence ({times["first_over_further"]:.1f} times less), {milliseconds["one_of_16"]:.0f} ms each for
-sixteen in one call. The bundle has {result["bundle_bytes"] / 1e6:.0f} MB.
+time for a new picture with its first sentence, {milliseconds["further_sentence"]:.0f} ms for a
+further sentence ({times["first_over_further"]:.1f} times less),
+{milliseconds["one_of_16"]:.0f} ms each for sixteen in one call. The bundle has
+{result["bundle_bytes"] / 1e6:.0f} MB.
 """
 
 
