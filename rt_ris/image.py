@@ -22,7 +22,7 @@ from rt_ris.spec import ImageSpec
 MAX_PIXELS: Final = 80_000_000
 """Most pixels of a picture: 240 MB as RGB. Larger ones are refused before they are decoded."""
 
-FORMATS: Final = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS: Final = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """File formats that are read; others of Pillow's would start programs or are too rarely tested."""
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]

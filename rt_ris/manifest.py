@@ -186,8 +186,8 @@ def parse_manifest(raw: bytes) -> Manifest:
             "Use the rt-ris that wrote the bundle, or export it again.",
             field="schema_version",
         )
-    if isinstance(data, dict) and "members" not in data:
-        raise ManifestError("Field 'members' is missing.", field="members")
+    if isinstance(data, dict) and not data.get("members"):
+        raise ManifestError("Field 'members' is missing or empty.", field="members")
     return from_data(Manifest, data)
 
 
