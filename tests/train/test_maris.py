@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rt_ris_kernels.ops.masked_mutual_attention import masked_mutual_attention as reference
 from rt_ris_train.architecture import Batch, ReferringNetwork, load
 from rt_ris_train.architectures.maris import Maris, MarisConfig
-from rt_ris_train.blocks.mutual_attention import masked_mutual_attention
+from rt_ris_train.blocks.mutual_attention import Settings, masked_mutual_attention
 from torch import Tensor
 
 from rt_ris.spec import Dependency
@@ -101,12 +102,9 @@ def test_a_pixel_without_a_relevant_word_attends_to_nothing() -> None:
     pixels, words = masked_mutual_attention(
         z_v,
         z_l,
-        torch.ones(2, 3),
-        norms(8),
-        threshold=0.5,
-        scale=1.0,
-        epsilon=1e-5,
-        normalize=False,
+        word_mask=torch.ones(2, 3),
+        norms=norms(8),
+        settings=Settings(threshold=0.5, scale=1.0, normalize=False),
     )
     expected = torch.nn.functional.layer_norm(z_v, (8,)).expand(2, -1, -1)
     torch.testing.assert_close(pixels, expected)
@@ -118,7 +116,11 @@ def test_mutual_attention_equals_the_equations_written_out() -> None:
     z_v, z_l = torch.randn(2, 6, 8), torch.randn(2, 4, 8)
     word_mask = torch.tensor([[1.0, 1, 1, 0], [1, 1, 0, 0]])
     pixels, words = masked_mutual_attention(
-        z_v, z_l, word_mask, norms(8), threshold=0.6, scale=0.5, epsilon=1e-5, normalize=False
+        z_v,
+        z_l,
+        word_mask=word_mask,
+        norms=norms(8),
+        settings=Settings(threshold=0.6, scale=0.5, normalize=False),
     )
     for n in range(2):
         weights = torch.zeros(6, 4)
@@ -141,7 +143,11 @@ def test_normalized_words_are_means_of_pixels() -> None:
     z_v = torch.full((1, 7, 8), 2.0)
     z_l = torch.rand(1, 2, 8)
     _, words = masked_mutual_attention(
-        z_v, z_l, torch.ones(1, 2), norms(8), threshold=0.5, scale=1.0, epsilon=1e-5, normalize=True
+        z_v,
+        z_l,
+        word_mask=torch.ones(1, 2),
+        norms=norms(8),
+        settings=Settings(threshold=0.5, scale=1.0, normalize=True),
     )
     torch.testing.assert_close(
         words, torch.nn.functional.layer_norm(2.0 + z_l, (8,)), rtol=1e-3, atol=1e-3
@@ -162,3 +168,35 @@ def test_frozen_parts_stay_in_evaluation_mode(tiny: ReferringNetwork) -> None:
     assert not tiny.image_stage.encoder.training
     assert tiny.image_stage.enhance.training
     tiny.eval()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("shared", [False, True], ids=["separate pixels", "shared pixels"])
+def test_pytorch_and_the_kernel_s_reference_agree(*, normalize: bool, shared: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z_v = torch.randn(1 if shared else 3, 40, 16, generator=generator)
+    z_l = torch.randn(3, 6, 16, generator=generator)
+    word_mask = (torch.arange(6)[None] < torch.tensor([[6], [3], [1]])).float()
+    affine = torch.randn(4, 16, generator=generator).unbind()
+    found = masked_mutual_attention(
+        z_v,
+        z_l,
+        word_mask=word_mask,
+        norms=affine,  # type: ignore[arg-type]
+        settings=Settings(threshold=0.7, scale=0.5, normalize=normalize),
+    )
+    gamma_v, beta_v, gamma_l, beta_l = (value.numpy() for value in affine)
+    expected = reference(
+        z_v.numpy(),
+        z_l.numpy(),
+        word_mask=word_mask.numpy(),
+        gamma_v=gamma_v,
+        beta_v=beta_v,
+        gamma_l=gamma_l,
+        beta_l=beta_l,
+        threshold=0.7,
+        scale=0.5,
+        normalize=int(normalize),
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-4, atol=1e-4)

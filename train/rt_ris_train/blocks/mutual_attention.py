@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,16 +20,30 @@ MASS_FLOOR = 1e-6
 LanguageGuided = Literal["transpose", "normalized"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The operator's attributes.
+
+    Attributes:
+        threshold: tau, a probability; the test is made on the score, against logit(tau).
+        scale: factor of the scores.
+        epsilon: of both LayerNorms.
+        normalize: divide what a word collects by the total weight of its pixels.
+    """
+
+    threshold: float = 0.5
+    scale: float = 1.0
+    epsilon: float = 1e-5
+    normalize: bool = False
+
+
 def masked_mutual_attention(
     z_v: Tensor,
     z_l: Tensor,
+    *,
     word_mask: Tensor,
     norms: tuple[Tensor, Tensor, Tensor, Tensor],
-    *,
-    threshold: float,
-    scale: float,
-    epsilon: float,
-    normalize: bool,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Attend from pixels to the words that concern them, and back with the same weights.
 
@@ -40,51 +55,41 @@ def masked_mutual_attention(
         z_l: words, [N, L, C].
         word_mask: 1 for a real word and 0 for padding, [N, L], of the same dtype.
         norms: weight and bias [C] of the pixels' LayerNorm, then of the words'.
-        threshold: tau, a probability; the test is made on the score, against logit(tau).
-        scale: factor of the scores.
-        epsilon: of both LayerNorms.
-        normalize: divide what a word collects by the total weight of its pixels.
+        settings: the operator's attributes.
 
     Returns:
         Language-aware pixels [N, P, C] and vision-aware words [N, L, C].
     """
     if torch.onnx.is_in_onnx_export():
-        return _as_node(z_v, z_l, word_mask, norms, threshold, scale, epsilon, normalize)
+        return _as_node((z_v, z_l, word_mask, *norms), settings)
     with torch.autocast(z_v.device.type, enabled=False):
         # A hard test follows, so the scores and the sums over pixels stay in single precision.
         z_v, z_l = z_v.float(), z_l.float()
-        scores = z_v @ z_l.transpose(1, 2) * scale
-        keep = (scores.detach() >= math.log(threshold / (1 - threshold))) & (word_mask[:, None] > 0)
+        scores = z_v @ z_l.transpose(1, 2) * settings.scale
+        bound = math.log(settings.threshold / (1 - settings.threshold))
+        keep = (scores.detach() >= bound) & (word_mask[:, None] > 0)
         weights = torch.where(keep, scores, MASKED).softmax(-1) * keep
         collected = weights.transpose(1, 2) @ z_v
-        if normalize:
+        if settings.normalize:
             collected = collected / (weights.sum(1)[..., None] + MASS_FLOOR)
     width = (z_v.shape[-1],)
-    pixels = functional.layer_norm(weights @ z_l + z_v, width, norms[0], norms[1], epsilon)
-    words = functional.layer_norm(collected + z_l, width, norms[2], norms[3], epsilon)
+    pixels = functional.layer_norm(weights @ z_l + z_v, width, norms[0], norms[1], settings.epsilon)
+    words = functional.layer_norm(collected + z_l, width, norms[2], norms[3], settings.epsilon)
     return pixels, words
 
 
-def _as_node(
-    z_v: Tensor,
-    z_l: Tensor,
-    word_mask: Tensor,
-    norms: tuple[Tensor, Tensor, Tensor, Tensor],
-    threshold: float,
-    scale: float,
-    epsilon: float,
-    normalize: bool,
-) -> tuple[Tensor, Tensor]:
+def _as_node(inputs: tuple[Tensor, ...], settings: Settings) -> tuple[Tensor, Tensor]:
     """One node of the project's own domain, so that a plugin can take its place."""
+    z_v, z_l = inputs[:2]
     expressions, words, width = z_l.shape
     pixels, found = torch.onnx.ops.symbolic_multi_out(
         OPERATOR,
-        (z_v, z_l, word_mask, *norms),
+        inputs,
         attrs={
-            "threshold": threshold,
-            "scale": scale,
-            "epsilon": epsilon,
-            "normalize": int(normalize),
+            "threshold": settings.threshold,
+            "scale": settings.scale,
+            "epsilon": settings.epsilon,
+            "normalize": int(settings.normalize),
             "plugin_namespace": "rt_ris",
             "plugin_version": "1",
         },
@@ -118,9 +123,12 @@ class MutualAttention(nn.Module):
         self.project_l = nn.Linear(word_width, width, bias=False)
         self.norm_v = nn.LayerNorm(width)
         self.norm_l = nn.LayerNorm(width)
-        self.threshold = threshold
-        self.scale = width**-0.5 if scaled else 1.0
-        self.normalize = lga == "normalized"
+        self.settings = Settings(
+            threshold=threshold,
+            scale=width**-0.5 if scaled else 1.0,
+            epsilon=self.norm_v.eps,
+            normalize=lga == "normalized",
+        )
         for projection in (self.project_v, self.project_l):
             # Unscaled products of two C-wide vectors: small weights keep first scores near zero.
             nn.init.normal_(projection.weight, std=0.02)
@@ -130,10 +138,7 @@ class MutualAttention(nn.Module):
         return masked_mutual_attention(
             z_v,
             z_l,
-            word_mask.to(z_l.dtype),
-            (self.norm_v.weight, self.norm_v.bias, self.norm_l.weight, self.norm_l.bias),
-            threshold=self.threshold,
-            scale=self.scale,
-            epsilon=self.norm_v.eps,
-            normalize=self.normalize,
+            word_mask=word_mask.to(z_l.dtype),
+            norms=(self.norm_v.weight, self.norm_v.bias, self.norm_l.weight, self.norm_l.bias),
+            settings=self.settings,
         )
