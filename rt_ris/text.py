@@ -64,8 +64,12 @@ class Tokenizer:
         Raises:
             TextError: no sentence, or one that is empty, not text, or without any token.
         """
-        if isinstance(sentences, str) or not len(sentences):
-            raise TextError("encode() takes a list of at least one sentence; put it in a list.")
+        listed = isinstance(sentences, Sequence) and not isinstance(sentences, str)
+        if not listed or not sentences:
+            raise TextError(
+                f"Sentences were given as {type(sentences).__name__}; accepted is a list of at "
+                "least one text, such as ['the cup on the left']."
+            )
         shape = (len(sentences), self.spec.length)
         token_ids = np.full(shape, self.spec.pad_id, dtype=np.int32)
         token_mask = np.zeros(shape, dtype=np.bool_)
