@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+import rt_ris
+import rt_ris.cli
+from rt_ris.bundle import Bundle, write_bundle
+from rt_ris.cli import VERBS, main
+from rt_ris.errors import MissingExtraError
+
+Picture = npt.NDArray[np.uint8]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def photo(tmp_path: Path, picture: Picture) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def parsed(text: str) -> Any:  # noqa: ANN401 # JSON may be anything
+    """The one JSON document that stdout holds."""
+    return json.loads(text)
+
+
+def needs_engine() -> None:
+    pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_explains_itself(name: str, capsys: Capture) -> None:
+    module = importlib.import_module(f"rt_ris.cli.{VERBS[name].module}")
+    assert callable(module.run)
+    assert main([name, "--help"]) == 0
+    assert f"rt-ris {name}" in capsys.readouterr().out
+
+
+def test_help_lists_all_verbs(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    found = capsys.readouterr().out
+    assert all(re.search(rf"^ +{name} ", found, re.MULTILINE) for name in VERBS)
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rt-ris {rt_ris.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["segment"], ["inspect", "a", "--colour"]])
+def test_wrong_usage_is_2(words: list[str], capsys: Capture) -> None:
+    assert main(words) == 2
+    assert "usage: rt-ris" in capsys.readouterr().err
+
+
+def test_segment_writes_masks_overlays_and_a_result(
+    tiny: Path, photo: Path, picture: Picture, tmp_path: Path, capsys: Capture
+) -> None:
+    needs_engine()
+    out = tmp_path / "new" / "out"
+    words = ["segment", str(tiny), str(photo), "--out", str(out)]
+    describe = ["--describe", "the red thing", "--describe", "green", "--describe", "blue"]
+    assert main([*words, *describe, "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "40 x 24" in shown
+    assert "not there" in shown
+    kinds = ("mask", "overlay")
+    names = {f"photo_{number}_{kind}.png" for number in (1, 2, 3) for kind in kinds}
+    assert {path.name for path in out.iterdir()} == {*names, "result.json"}
+    result = parsed((out / "result.json").read_text())
+    [image] = result["images"]
+    assert image["size"] == [24, 40]
+    red, green, blue = image["results"]
+    mask = np.asarray(Image.open(out / red["mask"]))
+    assert set(np.unique(mask)) == {0, 255}
+    assert mask.shape == picture.shape[:2]
+    assert float((mask > 0).mean()) == red["covered"] > 0.1
+    assert red["exists"] is True
+    assert red["score"] > 0.7
+    assert (green["exists"], green["covered"], green["box"], green["score"]) == (False, 0, None, 0)
+    assert not np.asarray(Image.open(out / green["mask"])).any()
+    assert np.asarray(Image.open(out / blue["overlay"])).shape == picture.shape
+
+
+def test_the_first_sentence_alone_pays_for_the_picture(
+    tiny: Path, photo: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    needs_engine()
+    words = ["segment", str(tiny), str(photo), str(photo), "--out", str(tmp_path / "out"), "--json"]
+    assert main([*words, "--describe", "red", "--describe", "blue"]) == 0
+    captured = capsys.readouterr()
+    first, second = parsed(captured.out)["images"]
+    assert [list(entry["timing_ms"]["stages"]) for entry in first["results"]] == [
+        ["image", "text", "fusion"],
+        ["text", "fusion"],
+    ]
+    assert list(second["results"][0]["timing_ms"]["stages"]) == ["fusion"]
+    assert set(first["timing_ms"]) == {"read", "first_sentence", "next_sentence"}
+    assert second["results"][0]["mask"] == "photo-2_1_mask.png"
+
+
+def test_a_cut_sentence_is_told(tiny: Path, photo: Path, tmp_path: Path, capsys: Capture) -> None:
+    needs_engine()
+    long = "the red thing " * 9
+    words = ["segment", str(tiny), str(photo), "--out", str(tmp_path / "out"), "--json"]
+    assert main([*words, "--describe", long]) == 0
+    captured = capsys.readouterr()
+    assert parsed(captured.out)["images"][0]["results"][0]["truncated_after"] == "thing"
+    assert captured.err.startswith("rt-ris: warning: The sentence")
+    assert ".py" not in captured.err
+
+
+def test_segment_says_where_it_cannot_write(tiny: Path, photo: Path, capsys: Capture) -> None:
+    words = ["segment", str(tiny), str(photo), "--describe", "red", "--backend", "fake"]
+    assert main([*words, "--out", str(photo)]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_inspect_shows_the_stages(tiny: Path, capsys: Capture) -> None:
+    assert main(["inspect", str(tiny), "--json"]) == 0
+    found = parsed(capsys.readouterr().out)
+    assert [(stage["id"], stage["depends_on"]) for stage in found["stages"]] == [
+        ("image", "image"),
+        ("text", "text"),
+        ("fusion", "both"),
+    ]
+    assert found["cached_per_image"] == {"tensors": ["grid float32 [1, 3, 64]"], "bytes": 768}
+    assert found["cached_per_sentence"]["bytes"] == 12
+    assert found["sha256"] == Bundle.open(tiny).sha256
+    assert main(["inspect", str(tiny)]) == 0
+    assert "cached per image: 768 B: grid float32 [1, 3, 64]" in capsys.readouterr().out
+
+
+def test_verify_replays_the_golden_vectors(tiny: Path, capsys: Capture) -> None:
+    needs_engine()
+    assert main(["verify", str(tiny), "--json"]) == 0
+    found = parsed(capsys.readouterr().out)
+    assert found["passed"] is True
+    assert found["relative_error"] < 1e-6
+    assert found["mask_iou"] == 1
+    assert main(["verify", str(tiny)]) == 0
+    assert re.search(
+        r"^fusion +logits +\d\.\d+e-\d+ +\(limit 1e-04\) +ok$", capsys.readouterr().out, re.M
+    )
+
+
+def test_verify_names_the_first_step_that_differs(tiny: Path, capsys: Capture) -> None:
+    needs_engine()
+    assert main(["verify", str(tiny), "--json", "--backend", "fake"]) == 1
+    captured = capsys.readouterr()
+    assert parsed(captured.out)["first_miss"]["step"] == "image"
+    assert "'image' is the first step that differs" in captured.err
+
+
+def test_verify_without_golden_vectors_says_so(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    bundle = Bundle.open(tiny)
+    members: dict[str, bytes | Path] = {
+        name: bundle.read(name) for name in bundle.manifest.members if name != "golden.npz"
+    }
+    draft = replace(bundle.manifest, members={})
+    write_bundle(tmp_path / "bare", manifest=draft, members=members)
+    assert main(["verify", str(tmp_path / "bare"), "--backend", "fake"]) == 5
+    assert "nothing to replay" in capsys.readouterr().err
+
+
+def test_doctor_lists_what_can_run(tiny: Path, capsys: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = parsed(capsys.readouterr().out)
+    assert set(found["verbs"]) == set(VERBS)
+    assert found["verbs"]["inspect"] == {"runs": True}
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["backends"]["fake"]["runs"] is True
+
+
+def test_doctor_tries_a_bundle(tiny: Path, capsys: Capture) -> None:
+    needs_engine()
+    assert main(["doctor", str(tiny), "--json"]) == 0
+    found = parsed(capsys.readouterr().out)["bundle"]
+    assert (found["runs"], found["backend"]) == (True, "onnxruntime")
+    (tiny / "image.onnx").unlink()
+    assert main(["doctor", str(tiny)]) == 5
+    assert "cannot run: The bundle" in capsys.readouterr().out
+
+
+def test_doctor_says_why_not(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["doctor"]) == 0
+    assert 'run: pip install "rt-ris[cpu]"' in capsys.readouterr().out
+
+
+def raising(error: BaseException) -> Callable[..., int]:
+    def run(*_: object) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 6, "out of memory"),
+        (ModuleNotFoundError("no torch", name="torch"), 4, 'pip install "rt-ris[cpu]"'),
+        (ModuleNotFoundError("no a.b", name="a.b"), 4, "needs 'a'"),
+        (ModuleNotFoundError("no train", name="rt_ris_train"), 4, "needs 'rt_ris_train'"),
+        (ModuleNotFoundError("a bug", name="rt_ris_train.loop"), 70, "fault of rt-ris"),
+        (ZeroDivisionError(), 70, "fault of rt-ris"),
+    ],
+)
+def test_ends_have_exit_codes(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("rt_ris.cli.verify.run", raising(error))
+    assert main(["verify", "x"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert ("Traceback" in captured.err) is (code == 70)
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RT_RIS_DEBUG", "1")
+    monkeypatch.setattr("rt_ris.cli.verify.run", raising(MissingExtraError("no", extra="cpu")))
+    with pytest.raises(MissingExtraError):
+        main(["verify", "x"])
+
+
+def test_a_reader_that_has_had_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/null", "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        monkeypatch.setattr("rt_ris.cli.verify.run", raising(BrokenPipeError()))
+        assert main(["verify", "x"]) == 0
+
+
+def test_json_has_no_infinity(tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rt_ris.replay.relative_error", lambda found, truth: float("inf"))
+    assert main(["verify", str(tiny), "--json", "--backend", "fake"]) == 1
+    assert parsed(io.StringIO(capsys.readouterr().out).read())["relative_error"] is None
