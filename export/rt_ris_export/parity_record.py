@@ -45,12 +45,13 @@ class TensorParity:
 
 @dataclass(frozen=True, kw_only=True)
 class StageParity:
-    """One stage; ``tied`` samples are not among its tensors' worst deviations.
+    """One stage; samples counted in ``tied`` are not among its tensors' worst deviations.
 
     Attributes:
         id: of the stage.
         tensors: its outputs.
-        tied: samples whose deviation is explained by a score at a hard decision.
+        tied: samples whose deviation is beyond the limit and explained by a score at a hard
+            decision, here or in an earlier stage.
     """
 
     id: str
@@ -72,7 +73,8 @@ class MaskParity:
         flips: pixels that differ and lie within the tie band of the threshold.
         flips_outside: pixels that differ and lie beyond it.
         existence_differs: the two sides disagree on whether the thing is there.
-        tied: the sample is one of ``StageParity.tied``.
+        tied: a score lies at the threshold of a hard decision inside a stage, so that another
+            machine may decide otherwise and its tensors differ, whether or not they do here.
     """
 
     picture: str

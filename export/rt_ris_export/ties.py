@@ -7,12 +7,12 @@ the threshold that rounding decides, two right implementations differ by far mor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from rt_ris.backends.base import Runner
 from rt_ris.spec import StageSpec
@@ -26,48 +26,54 @@ Array = npt.NDArray[Any]
 Opener = Callable[[StageSpec, bytes], Runner]
 
 
-@dataclass(frozen=True, kw_only=True)
 class TieFinder:
     """Looks inside one stage's graph for scores near a decision.
 
-    Attributes:
+    Args:
         spec: the stage.
         model: its graph.
         opened: opens a graph on the backend that the gate uses.
     """
 
-    spec: StageSpec
-    model: ModelProto
-    opened: Opener
+    def __init__(self, *, spec: StageSpec, model: ModelProto, opened: Opener) -> None:
+        self._spec, self._model, self._opened = spec, model, opened
+        self._nodes = [node for node in onnx_graph.custom_nodes(model) if kernel_of(node).closeness]
+        self._runner: Runner | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether the stage makes hard decisions at all."""
+        return bool(self._nodes)
 
     def tied(self, values: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """For each of the N sentences whether a score lies within the tie band.
 
         Args:
-            values: the stage's inputs by name.
+            values: the stage's inputs by name; others are ignored.
         """
-        nodes = [node for node in onnx_graph.custom_nodes(self.model) if kernel_of(node).closeness]
-        count = max(len(values[tensor.name]) for tensor in self.spec.inputs)
-        result = np.zeros(count, dtype=np.bool_)
-        if nodes:
-            known = self._inner(nodes, values)
-            for node in nodes:
-                arrays = [known[name] for name in node.input]
-                attributes = onnx_graph.attribute_values(node)
-                result |= kernel_of(node).distance_to_ties(arrays, attributes) <= TIE_BAND
+        inputs = {tensor.name: values[tensor.name] for tensor in self._spec.inputs}
+        result = np.zeros(max(len(array) for array in inputs.values()), dtype=np.bool_)
+        known = self._inner(inputs) if self._nodes else {}
+        for node in self._nodes:
+            arrays = [known[name] for name in node.input]
+            attributes = onnx_graph.attribute_values(node)
+            result |= kernel_of(node).distance_to_ties(arrays, attributes) <= TIE_BAND
         return result
 
-    def _inner(self, nodes: list[NodeProto], values: Mapping[str, Array]) -> dict[str, Array]:
-        """The inputs of some nodes, for these inputs of the stage."""
-        known = {**onnx_graph.initialisers(self.model), **values}
-        made = {tensor.name for tensor in self.spec.outputs}
-        wanted = [
-            name for node in nodes for name in node.input if name not in (known.keys() | made)
-        ]
-        model, inner = onnx_graph.expose(self.model, tuple(dict.fromkeys(wanted)))
-        spec = replace(self.spec, outputs=(*self.spec.outputs, *inner))
-        runner = self.opened(spec, onnx_graph.serialise(model))
-        try:
-            return {**known, **runner.run(values)}
-        finally:
-            runner.close()
+    def close(self) -> None:
+        """Free what was opened."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def _inner(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Everything that the deciding nodes read, for these inputs of the stage."""
+        stored = onnx_graph.initialisers(self._model)
+        if self._runner is None:
+            there = {*stored, *inputs, *(tensor.name for tensor in self._spec.outputs)}
+            read = dict.fromkeys(name for node in self._nodes for name in node.input)
+            names = tuple(name for name in read if name not in there)
+            model, inner = onnx_graph.expose(self._model, names)
+            spec = replace(self._spec, outputs=(*self._spec.outputs, *inner))
+            self._runner = self._opened(spec, onnx_graph.serialise(model))
+        return {**stored, **inputs, **self._runner.run(inputs)}

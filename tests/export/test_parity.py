@@ -162,7 +162,7 @@ def test_a_stage_without_decisions_has_no_ties(traced: Traced) -> None:
 def test_a_tie_excuses_a_few_samples_and_no_more(
     traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sentence in sixteen may be tied; when all are, the stage differs."""
+    """A tie explains a miss, but not misses on every sample."""
     graphs = _files(traced, tmp_path, fusion=traced.perturbed("fusion", factor=1.001))
 
     def always(self: TieFinder, values: dict[str, np.ndarray]) -> np.ndarray:

@@ -150,10 +150,13 @@ class _Gate:
             self.graph.stages, lambda spec: _open(spec, graphs[spec.id].read_bytes())
         )
         self.session = Session(self.graph, self.runners)
-        self.tied: dict[int, npt.NDArray[np.bool_]] = {}
+        self.finders = {spec.id: self._finder(spec) for spec in self.graph.stages}
+        self.excused: dict[int, npt.NDArray[np.bool_]] = {}
 
     def close(self) -> None:
         self.session.close()
+        for finder in self.finders.values():
+            finder.close()
 
     def runs(self, sample: GateSample, say: Callable[[str], None]) -> Iterable[_Run]:
         """All sentences of a picture at once, then the first alone."""
@@ -173,7 +176,7 @@ class _Gate:
     def stage(self, spec: StageSpec, runs: Sequence[_Run]) -> StageParity:
         """Measure one stage on all runs and judge it."""
         measured = [self._on_run(spec, run) for run in runs]
-        tied = sum(int(self._tied(run).sum()) for run in runs)
+        tied = sum(int(self._excused(run).sum()) for run in runs)
         total = sum(len(run.tokens.sentences) for run in runs)
         if tied > TIED_SHARE * total:
             raise ParityError(
@@ -197,8 +200,8 @@ class _Gate:
             _masks(run, values, self.network.mask) for values in (run.chained, run.truth)
         )
         return [
-            compare_masks(a, b, picture=run.sample.name, expressions=len(truth), tied=bool(excused))
-            for a, b, excused in zip(found, truth, self._tied(run), strict=True)
+            compare_masks(a, b, picture=run.sample.name, expressions=len(truth), tied=bool(tied))
+            for a, b, tied in zip(found, truth, self._tied(run), strict=True)
         ]
 
     def _on_run(self, spec: StageSpec, run: _Run) -> dict[str, tuple[Deviation, Deviation]]:
@@ -222,21 +225,24 @@ class _Gate:
         return by_sentence(values[name], run.truth[name])
 
     def _judged(self, run: _Run, per_row: Sequence[Deviation]) -> list[Deviation]:
-        tied = self._tied(run)
-        if len(per_row) != len(tied):
+        excused = self._excused(run)
+        if len(per_row) != len(excused):
             return list(per_row)
-        return [row for row, excused in zip(per_row, tied, strict=True) if not excused]
+        return [row for row, known in zip(per_row, excused, strict=True) if not known]
 
     def _excuse(
         self, spec: StageSpec, run: _Run, *, per_row: Sequence[Deviation], inputs: Values, name: str
     ) -> None:
         """Note which samples' misses a tie explains; any other miss is an error."""
-        tied = self._tied(run)
-        if len(per_row) == len(tied):
-            tied |= self._finder(spec).tied({t.name: inputs[t.name] for t in spec.inputs})
+        excused = self._excused(run)
+        per_sentence = len(per_row) == len(excused)
+        tied = self.finders[spec.id].tied(inputs) if per_sentence else excused
         for index, row in enumerate(per_row):
-            excused = len(per_row) == len(tied) and tied[index] and row.relative <= TIED_ERROR
-            if row.relative > self.tolerance and not excused:
+            if row.relative <= self.tolerance:
+                continue
+            if per_sentence and (tied[index] or excused[index]) and row.relative <= TIED_ERROR:
+                excused[index] = True
+            else:
                 fed = "PyTorch's activations" if inputs is run.truth else "the exported stages"
                 raise ParityError(
                     f"Stage '{spec.id}' differs from PyTorch: relative error "
@@ -251,10 +257,18 @@ class _Gate:
         model = onnx_graph.parse(self.graphs[spec.id].read_bytes())
         return TieFinder(spec=spec, model=model, opened=_open)
 
-    def _tied(self, run: _Run) -> npt.NDArray[np.bool_]:
+    def _excused(self, run: _Run) -> npt.NDArray[np.bool_]:
         """The sentences of a run that a tie has excused so far."""
         fresh = np.zeros(len(run.tokens.sentences), dtype=np.bool_)
-        return self.tied.setdefault(id(run), fresh)
+        return self.excused.setdefault(id(run), fresh)
+
+    def _tied(self, run: _Run) -> npt.NDArray[np.bool_]:
+        """The sentences of a run with a score at a decision, whether or not it mattered here."""
+        tied: npt.NDArray[np.bool_] = self._excused(run).copy()
+        for finder in self.finders.values():
+            if finder.decides:
+                tied |= finder.tied(run.chained)
+        return tied
 
     def _of_image(self, name: str) -> bool:
         return self.graph.values[name] is Dependency.IMAGE
