@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from rt_ris.cli.options import add_json, add_weights, positive, print_json
+from rt_ris.errors import RecipeError
 from rt_ris.predictor import Predictor
 
 SHOWN = ("oIoU", "mIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", "gIoU", "cIoU", "N_acc", "T_acc")
@@ -23,12 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--split-by", help="who made the split, where there are several")
     parser.add_argument("--arch", help="architecture of a checkpoint")
     parser.add_argument("--variant", help="variant of a checkpoint [the architecture's default]")
-    parser.add_argument("--limit", type=int, help="at most so many sentences, evenly spread")
+    parser.add_argument("--limit", type=positive, help="at most so many sentences, evenly spread")
     parser.add_argument(
         "--shuffle", type=int, metavar="SEED", help="give sentences to other pictures (a baseline)"
     )
-    parser.add_argument("--threads", type=int, help="processor threads")
-    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    parser.add_argument("--threads", type=positive, help="processor threads")
+    add_json(parser)
+    add_weights(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,20 +52,31 @@ def run(args: argparse.Namespace) -> int:
         "cpu_seconds": round(seconds, 1),
         **found,
     }
-    print(json.dumps(result, indent=1) if args.json else _table(result))
+    if args.json:
+        print_json(result)
+    else:
+        print(_table(result))
     return 0
 
 
 def _predictor(args: argparse.Namespace) -> Predictor:
     if args.arch is None:
+        if not args.model.is_dir():
+            raise RecipeError(
+                f"'{args.model}' is not a bundle (a folder). For a checkpoint file, name its "
+                "architecture too: --arch maris."
+            )
         return Predictor.load(args.model, threads=args.threads)
     import torch
     from rt_ris_train.checkpoint import load_network
+    from rt_ris_train.official import named_files
     from rt_ris_train.runner import predictor_of
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    return predictor_of(load_network(args.arch, args.variant, args.model).network)
+    weights = named_files(args.weights)
+    loaded = load_network(args.arch, args.variant, args.model, weights=weights)
+    return predictor_of(loaded.network)
 
 
 def _progress(done: int, total: int) -> None:

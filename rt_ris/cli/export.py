@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rt_ris.cli.options import add_json, add_weights, print_json
 
 if TYPE_CHECKING:
     from rt_ris_export.parity_record import ParityRecord
@@ -23,13 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--arch", required=True, help="architecture, such as maris")
     parser.add_argument("--variant", help="size of it [the architecture's default]")
     parser.add_argument("--checkpoint", type=Path, help="trained weights [those that are shipped]")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="LABEL=FILE",
-        help="published weights of a frozen encoder, such as sam=sam_vit_b_01ec64.pth; repeatable",
-    )
+    add_weights(parser)
     parser.add_argument("--out", type=Path, help="the bundle [./ARCH-VARIANT.bundle]")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--target", choices=TARGETS, default="onnx")
@@ -37,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--tolerance", type=float, default=1e-4, help="limit on stages' relative errors [1e-4]"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = round(time.perf_counter() - began, 1)
     record = read_record(path)
     if args.json:
-        print(json.dumps(_result(path, record, seconds=seconds), indent=1))
+        print_json(_result(path, record, seconds=seconds))
     else:
         print(_table(path, record, seconds=seconds))
     return 0

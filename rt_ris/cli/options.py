@@ -22,6 +22,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option --weights, which verbs that build a network share."""
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="LABEL=FILE",
+        help="published weights of a frozen encoder, such as sam=sam_vit_b_01ec64.pth; repeatable",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     value = int(text)

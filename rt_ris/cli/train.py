@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rt_ris.cli.options import add_weights, positive
+
 if TYPE_CHECKING:
     from rt_ris_train.loop import Report
 
@@ -19,14 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumes in it")
     parser.add_argument("--cache", type=Path, help="folder of stored features [OUT/features]")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="LABEL=FILE",
-        help="published weights of a frozen encoder, such as sam=sam_vit_b_01ec64.pth; repeatable",
-    )
-    parser.add_argument("--threads", type=int, help="processor threads")
+    add_weights(parser)
+    parser.add_argument("--threads", type=positive, help="processor threads")
     parser.set_defaults(run=run)
 
 

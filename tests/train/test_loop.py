@@ -11,7 +11,7 @@ from rt_ris_train.loop import Report, Trainer, learning_rate, read_log
 from rt_ris_train.losses import LossWeights
 from rt_ris_train.recipe import TrainRecipe, find_recipe, read_recipe, shipped_recipes
 
-from rt_ris.errors import CheckpointError, RecipeError
+from rt_ris.errors import CheckpointError, DataError, RecipeError
 
 RECIPE = TrainRecipe(
     arch="maris",
@@ -90,6 +90,12 @@ def test_a_folder_keeps_to_its_recipe(red_boxes: Path, tmp_path: Path) -> None:
     Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
     with pytest.raises(RecipeError, match="another recipe"):
         Trainer(replace(RECIPE, seed=1), data=red_boxes, out=tmp_path / "run")
+
+
+def test_nothing_is_written_where_the_data_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        Trainer(RECIPE, data=tmp_path / "no-data", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_state_is_named(red_boxes: Path, tmp_path: Path) -> None:

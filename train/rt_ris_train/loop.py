@@ -79,11 +79,14 @@ class Trainer:
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
         self.recipe, self.out = recipe, out
+        variant = load(recipe.arch).variant(recipe.variant)
+        tables = [SplitTable(RefDataset.open(data, split=split)) for split in ("train", "val")]
+        # Nothing is written before everything that was given has been read.
         out.mkdir(parents=True, exist_ok=True)
         _same_recipe(recipe, out / "recipe.json")
         torch.manual_seed(recipe.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = load(recipe.arch).variant(recipe.variant).build()
+        self.network = variant.build()
         for imported in load_official(self.network, weights or {}):
             _LOG.info("%s", imported)
         self.network.to(self.device)
@@ -91,8 +94,7 @@ class Trainer:
         self.step = 0
         self._resume()
         folder = cache or out / "features"
-        self.train = self._store(data, "train", folder, progress)
-        self.val = self._store(data, "val", folder, progress)
+        self.train, self.val = (self._store(table, folder, progress) for table in tables)
 
     def run(self, report: Callable[[Report], None] = lambda report: None) -> Path:
         """Train to the end of the recipe and return the path of the checkpoint."""
@@ -138,9 +140,8 @@ class Trainer:
         return found | {"existence_accuracy": 100 * right / len(rows)}
 
     def _store(
-        self, data: Path, split: str, folder: Path, progress: Callable[[str, int, int], None]
+        self, table: SplitTable, folder: Path, progress: Callable[[str, int, int], None]
     ) -> FeatureStore:
-        table = SplitTable(RefDataset.open(data, split=split))
         store = FeatureStore(
             self.network,
             table,
