@@ -50,11 +50,15 @@ _TRAIN = ("torch", "torchvision", "timm", "transformers", "rt_ris_train")
 VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     {
         "synth": Verb(
-            module="synth", needs=("rt_ris_train", "skimage", "sklearn"), extras="train,synth"
+            module="synth",
+            needs=("rt_ris_train", "pycocotools", "skimage", "sklearn"),
+            extras="synth",
         ),
         "train": Verb(module="train", needs=_TRAIN, extras="train,lite"),
         "evaluate": Verb(
-            module="evaluate", needs=("rt_ris_train", "torch", "onnxruntime"), extras="train,cpu"
+            module="evaluate",
+            needs=("rt_ris_train", "pycocotools", "onnxruntime"),
+            extras="cpu,evaluate",
         ),
         "export": Verb(
             module="export",

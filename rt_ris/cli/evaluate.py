@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rt_ris.cli.options import add_json, add_weights, positive, print_json
-from rt_ris.errors import RecipeError
+from rt_ris.errors import MissingExtraError, RecipeError
 from rt_ris.predictor import Predictor
 
 SHOWN = ("oIoU", "mIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", "gIoU", "cIoU", "N_acc", "T_acc")
@@ -67,7 +67,17 @@ def _predictor(args: argparse.Namespace) -> Predictor:
                 "architecture too: --arch maris."
             )
         return Predictor.load(args.model, threads=args.threads)
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(
+            'A checkpoint is evaluated in PyTorch; run: pip install "rt-ris[train,lite]". A bundle '
+            "needs no PyTorch.",
+            extra="train,lite",
+            module="torch",
+        ) from error
     from rt_ris_train.checkpoint import load_network
     from rt_ris_train.official import named_files
     from rt_ris_train.runner import predictor_of
