@@ -12,6 +12,7 @@ OUT := out/demo
 
 demo: $(VENV)/.demo
 	@echo; echo "== 1/4 export the shipped checkpoint; the gate decides =="
+	@mkdir -p $(OUT)
 	$(BIN)/rt-ris export --arch maris --out $(OUT)/maris-lite.bundle --overwrite
 	@echo; echo "== 2/4 what is in the bundle =="
 	$(BIN)/rt-ris inspect $(OUT)/maris-lite.bundle

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, default=ROOT / "out" / "measure" / "lite.bundle")
     parser.add_argument("--compared", type=int, default=1000, help="sentences for PyTorch")
     args = parser.parse_args()
+    args.bundle.parent.mkdir(parents=True, exist_ok=True)
     code = rt_ris(["export", "--arch", "maris", "--out", str(args.bundle), "--overwrite"])
     if code:
         return code
