@@ -117,7 +117,8 @@ def write_bundle(
         overwrite: replace a bundle that is already there; anything else there is never touched.
 
     Raises:
-        ManifestError: a member's name is not allowed, or one that the manifest needs is absent.
+        ManifestError: a member's name is not allowed, one that the manifest needs is absent, or
+            a value of the manifest breaks the format.
         OutputError: ``path`` cannot be used.
         StorageError: writing failed, such as on a full disk; nothing is left behind.
     """
@@ -128,6 +129,7 @@ def write_bundle(
         with _partial(target) as folder:
             sealed = {name: _store(folder / name, source) for name, source in members.items()}
             raw = replace(manifest, members=sealed).to_json()
+            parse_manifest(raw)  # never seal what cannot be opened
             _store(folder / MANIFEST, raw)
             digest = hashlib.sha256(raw).hexdigest()
             _store(folder / MANIFEST_HASH, f"{digest}\n".encode())

@@ -35,9 +35,16 @@ def parse_json(raw: bytes) -> object:
 
 
 def to_json(record: object) -> bytes:
-    """The JSON document of a dataclass: UTF-8, fields in declared order, final newline."""
-    text = json.dumps(to_data(record), indent=1, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8") + b"\n"
+    """The JSON document of a dataclass: UTF-8, fields in declared order, final newline.
+
+    Raises:
+        ManifestError: a value that JSON cannot hold, such as NaN.
+    """
+    try:
+        text = json.dumps(to_data(record), indent=1, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8") + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"A value cannot be written as JSON: {error}.") from error
 
 
 def to_data(value: object) -> object:

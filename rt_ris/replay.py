@@ -8,6 +8,7 @@ sentence by sentence, and the IoU of every mask that covers 5 to 95 % of its pic
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from rt_ris.predictor import Predictor, masks_of
 from rt_ris.records import parse_json
 from rt_ris.session import Segmentation
 from rt_ris.spec import EXISTENCE, LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, Dependency
-from rt_ris.text import Tokens
+from rt_ris.text import Tokens, TruncationWarning
 
 PROVING: Final = (0.05, 0.95)
 """Shares of the picture between which a mask proves something."""
@@ -138,7 +139,9 @@ class _Case:
             pixels=golden[PIXELS], valid_box=golden[VALID_BOX], box=own.box, size=own.size
         )
         self.own = own
-        self.own_tokens = predictor.tokenizer.encode(self.sentences)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # of no interest to who verifies
+            self.own_tokens = predictor.tokenizer.encode(self.sentences)
         self.tokens = Tokens(
             sentences=tuple(self.sentences),
             token_ids=golden[TOKEN_IDS],

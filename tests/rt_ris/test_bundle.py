@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -237,6 +238,17 @@ def test_drafts_are_checked(tmp_path: Path) -> None:
         write_bundle(tmp_path / "x", manifest=Bundle.open(TINY).manifest, members=members)
     with pytest.raises(ManifestError, match="refused"):
         write_bundle(tmp_path / "x", manifest=manifest, members={**members, "../x": b""})
+
+
+@pytest.mark.parametrize(
+    "change", [{"relative_error": float("nan")}, {"flips": 0.5}, {"cases": True}]
+)
+def test_nothing_is_sealed_that_could_not_be_opened(tmp_path: Path, change: dict[str, Any]) -> None:
+    manifest, members = draft()
+    spoilt = replace(manifest, parity=replace(manifest.parity, **change))
+    with pytest.raises(ManifestError):
+        write_bundle(tmp_path / "x", manifest=spoilt, members=members)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_fixture_is_small_and_json() -> None:

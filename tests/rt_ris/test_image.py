@@ -76,6 +76,15 @@ def test_other_modes_become_rgb(mode: str) -> None:
     assert load_image(Image.new(mode, (3, 2))).shape == (2, 3, 3)
 
 
+@pytest.mark.parametrize(
+    "format", ["BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+)
+def test_formats_are_read(tmp_path: Path, format: str) -> None:
+    loaded = saved(tmp_path / "a", Image.new("RGB", (32, 16), (200, 90, 10)), format=format)
+    assert loaded.shape == (16, 32, 3)
+    assert np.abs(loaded.astype(int) - [200, 90, 10]).max() < 12
+
+
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     white = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
     assert saved(tmp_path / "a.jpg", white).min() > 250
