@@ -151,6 +151,20 @@ def test_ties_are_found_inside_a_stage(traced: Traced) -> None:
     assert finder.tied(values).tolist() == [untied[0], True, untied[2]]
 
 
+def test_a_tie_is_recorded_even_where_it_did_not_matter(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(self: TieFinder, values: dict[str, np.ndarray]) -> np.ndarray:
+        return np.arange(len(values[TOKEN_MASK])) == 1
+
+    monkeypatch.setattr(TieFinder, "tied", second)
+    record, _ = parity.measure(
+        traced.network, _files(traced, tmp_path), samples=shipped_samples()[:1], tolerance=1e-4
+    )
+    assert [mask.tied for mask in record.masks] == [False, True, False, False]
+    assert [stage.tied for stage in record.stages] == [0, 0, 0, 0]
+
+
 def test_a_stage_without_decisions_has_no_ties(traced: Traced) -> None:
     spec = traced.network.graph().stage("decoder")
     model = onnx_graph.parse(traced.graphs["decoder"])

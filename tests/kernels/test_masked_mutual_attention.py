@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -272,3 +273,22 @@ def test_table_of_kernels(kernel: KernelSpec) -> None:
     assert not onnx.defs.has(kernel.op_type)
     assert kernel.node_attributes["plugin_namespace"] == kernel.domain
     assert find("", kernel.op_type) is None
+
+
+def test_distance_to_ties_is_that_of_the_closest_real_word() -> None:
+    arrays = _inputs(11, n=2, p=6, length=4, c=16, shared=True)
+    arrays[1][1, 3] = 0.0  # a pad: its scores are exactly at the threshold and do not count
+    far = MASKED_MUTUAL_ATTENTION.distance_to_ties(arrays)
+    scores = relevance(arrays[0], arrays[1])[:, :, :3]
+    rms = np.sqrt(np.square(scores).mean(axis=(1, 2)))
+    np.testing.assert_allclose(far, np.abs(scores).min(axis=(1, 2)) / rms)
+    arrays[1][1, 0] = 0.0
+    assert MASKED_MUTUAL_ATTENTION.distance_to_ties(arrays).tolist() == [far[0], 0.0]
+
+
+def test_nothing_is_tied_without_a_real_word_or_a_decision() -> None:
+    arrays = _inputs(12, n=2, p=6, length=4, c=16, shared=False)
+    arrays[2][0] = 0.0
+    assert MASKED_MUTUAL_ATTENTION.distance_to_ties(arrays)[0] == np.inf
+    without = replace(MASKED_MUTUAL_ATTENTION, closeness=None)
+    assert without.distance_to_ties(arrays).tolist() == [np.inf, np.inf]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,6 @@ from rt_ris.errors import ParityError
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import StageArtefact
 from rt_ris.mask import Mask, Placement, sigmoid
-from rt_ris.session import Session, open_runners
 from rt_ris.spec import (
     EXISTENCE,
     LOGITS,
@@ -57,24 +56,38 @@ TIED_SHARE: Final = 0.25
 TIED_ERROR: Final = 0.25
 """What a tie may do at most, as a relative error: it changes single pixels, not the picture."""
 
+_EXTERNAL: Final = frozenset({PIXELS, VALID_BOX, TOKEN_IDS, TOKEN_MASK})
+
 Array = npt.NDArray[Any]
+Flags = npt.NDArray[np.bool_]
 Values = Mapping[str, Array]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
-    """One call on one picture with N sentences, on both sides."""
+    """One call on one picture with N sentences, on both sides.
+
+    Attributes:
+        sample: the picture.
+        prepared: the picture as the network takes it.
+        tokens: the N sentences.
+        truth: every value that PyTorch computes.
+        chained: what the exported stages have computed so far, from pixels on.
+        excused: bool [N], sentences that missed because of a tie.
+        tied: bool [N], sentences with a score at a hard decision.
+    """
 
     sample: GateSample
     prepared: Prepared
     tokens: Tokens
     truth: Values
-    chained: Values
+    chained: dict[str, Array]
+    excused: Flags
+    tied: Flags
 
     @property
     def label(self) -> str:
-        count = len(self.tokens.sentences)
-        return f"picture '{self.sample.name}' with {count} sentence{'s' if count > 1 else ''}"
+        return f"picture '{self.sample.name}' with {_count(len(self.tokens.sentences))}"
 
     @property
     def placement(self) -> Placement:
@@ -95,7 +108,7 @@ def measure(
 
     Every stage is fed once with PyTorch's activations and once with what the exported stages
     before it made. Each picture is asked about all its sentences at once and about the first
-    alone.
+    alone. One stage is open at a time, which bounds the memory.
 
     Args:
         network: the truth, in evaluation mode.
@@ -111,13 +124,14 @@ def measure(
     Raises:
         ParityError: a stage or a mask differs; ``stage`` is the first one.
     """
-    gate = _Gate(network=network, graphs=graphs, tolerance=tolerance)
-    try:
-        runs = tuple(run for sample in samples for run in gate.runs(sample, say))
-        stages = tuple(gate.stage(spec, runs) for spec in network.graph().stages)
-        masks = tuple(mask for run in runs for mask in gate.masks(run))
-    finally:
-        gate.close()
+    runs = tuple(run for sample in samples for run in _runs(network, sample, say))
+    stages = []
+    for spec in network.graph().stages:
+        say(f"comparing {spec.id}")
+        with _StageGate(spec, graphs[spec.id].read_bytes(), network=network) as gate:
+            stages.append(gate.measure(runs, tolerance=tolerance))
+    masks = tuple(mask for run in runs for mask in _compared_masks(run, network.mask))
+    _judge_masks(masks, stages[-1].id)
     record = ParityRecord(
         tolerance=tolerance,
         mask_iou_limit=MASK_IOU_LIMIT,
@@ -125,153 +139,140 @@ def measure(
         tie_band=TIE_BAND,
         seeded=seeded,
         proving=sum(mask.proves for mask in masks),
-        stages=stages,
+        stages=tuple(stages),
         masks=masks,
     )
-    _judge_masks(masks, network.graph().stages[-1].id)
-    golden = tuple(
-        GoldenCase(picture=run.sample.picture, tokens=run.tokens, values=run.truth)
-        for run in runs
-        if len(run.tokens.sentences) > 1
-    )
-    return record, golden
+    return record, tuple(_golden(run) for run in runs if len(run.tokens.sentences) > 1)
 
 
-class _Gate:
-    """The exported stages, open, beside the network that they come from."""
-
-    def __init__(
-        self, *, network: ReferringNetwork, graphs: Mapping[str, Path], tolerance: float
-    ) -> None:
-        self.network, self.graphs, self.tolerance = network, graphs, tolerance
-        self.graph = network.graph()
-        self.tokenizer = Tokenizer(network.tokenizer_json().encode(), network.text)
-        self.runners = open_runners(
-            self.graph.stages, lambda spec: _open(spec, graphs[spec.id].read_bytes())
+def _runs(
+    network: ReferringNetwork, sample: GateSample, say: Callable[[str], None]
+) -> Iterator[_Run]:
+    """PyTorch on all sentences of a picture at once, then on the first alone."""
+    tokenizer = Tokenizer(network.tokenizer_json().encode(), network.text)
+    dependency = network.graph().values
+    prepared = prepare(sample.picture, network.image)
+    seen: Values = {PIXELS: prepared.pixels, VALID_BOX: prepared.valid_box}
+    for sentences in (sample.sentences, sample.sentences[:1]):
+        say(f"PyTorch on {sample.name} with {_count(len(sentences))}")
+        tokens = tokenizer.encode(sentences)
+        given = {TOKEN_IDS: tokens.token_ids, TOKEN_MASK: tokens.token_mask}
+        truth = activations(network, {**seen, **given})
+        seen = {name: truth[name] for name in truth if dependency[name] is Dependency.IMAGE}
+        yield _Run(
+            sample=sample,
+            prepared=prepared,
+            tokens=tokens,
+            truth=truth,
+            chained={PIXELS: prepared.pixels, VALID_BOX: prepared.valid_box, **given},
+            excused=np.zeros(len(sentences), dtype=np.bool_),
+            tied=np.zeros(len(sentences), dtype=np.bool_),
         )
-        self.session = Session(self.graph, self.runners)
-        self.finders = {spec.id: self._finder(spec) for spec in self.graph.stages}
-        self.excused: dict[int, npt.NDArray[np.bool_]] = {}
 
-    def close(self) -> None:
-        self.session.close()
-        for finder in self.finders.values():
-            finder.close()
 
-    def runs(self, sample: GateSample, say: Callable[[str], None]) -> Iterable[_Run]:
-        """All sentences of a picture at once, then the first alone."""
-        prepared = prepare(sample.picture, self.network.image)
-        seen: Values = {PIXELS: prepared.pixels, VALID_BOX: prepared.valid_box}
-        for sentences in (sample.sentences, sample.sentences[:1]):
-            say(f"{sample.name}: {len(sentences)} sentence{'s' if len(sentences) > 1 else ''}")
-            tokens = self.tokenizer.encode(sentences)
-            given = {**seen, TOKEN_IDS: tokens.token_ids, TOKEN_MASK: tokens.token_mask}
-            truth = activations(self.network, given)
-            seen = {name: truth[name] for name in truth if self._of_image(name)}
-            chained = self.session.trace(prepared, tokens)
-            yield _Run(
-                sample=sample, prepared=prepared, tokens=tokens, truth=truth, chained=chained
-            )
+class _StageGate:
+    """One exported stage, open, beside the truth."""
 
-    def stage(self, spec: StageSpec, runs: Sequence[_Run]) -> StageParity:
-        """Measure one stage on all runs and judge it."""
-        measured = [self._on_run(spec, run) for run in runs]
-        tied = sum(int(self._excused(run).sum()) for run in runs)
-        total = sum(len(run.tokens.sentences) for run in runs)
-        if tied > TIED_SHARE * total:
-            raise ParityError(
-                f"Stage '{spec.id}' differs from PyTorch on {tied} of {total} samples. Scores at "
-                f"the threshold of a hard decision explain at most {TIED_SHARE:.0%} of them.",
-                stage=spec.id,
-            )
+    def __init__(self, spec: StageSpec, model: bytes, *, network: ReferringNetwork) -> None:
+        self.spec = spec
+        self.of_image = network.graph().dependency(spec.id) is Dependency.IMAGE
+        self.finder = TieFinder(spec=spec, model=onnx_graph.parse(model), opened=_open)
+        self.runner = _open(spec, model)
+
+    def __enter__(self) -> _StageGate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.close()
+        self.finder.close()
+
+    def measure(self, runs: Sequence[_Run], *, tolerance: float) -> StageParity:
+        """Run the stage on everything, extend the chains, and judge.
+
+        Raises:
+            ParityError: an output differs.
+        """
+        measured: dict[str, list[tuple[Deviation, Deviation]]] = {}
+        for run, isolated in self._outputs(runs):
+            if self.finder.decides:
+                np.logical_or(run.tied, self.finder.tied(run.chained), out=run.tied)
+            for tensor in self.spec.outputs:
+                name = tensor.name
+                alone = self._judge(run, name, isolated[name], tolerance, inputs=run.truth)
+                after = self._judge(run, name, run.chained[name], tolerance, inputs=run.chained)
+                measured.setdefault(name, []).append((alone, after))
         tensors = tuple(
             TensorParity(
-                name=tensor.name,
-                isolated=worst(one[tensor.name][0] for one in measured),
-                chained=worst(one[tensor.name][1] for one in measured),
+                name=name,
+                isolated=worst(pair[0] for pair in pairs),
+                chained=worst(pair[1] for pair in pairs),
             )
-            for tensor in spec.outputs
+            for name, pairs in measured.items()
         )
-        return StageParity(id=spec.id, tensors=tensors, tied=tied)
+        return StageParity(id=self.spec.id, tensors=tensors, tied=self._excused(runs))
 
-    def masks(self, run: _Run) -> list[MaskParity]:
-        """Compare the final masks of one run."""
-        found, truth = (
-            _masks(run, values, self.network.mask) for values in (run.chained, run.truth)
+    def _outputs(self, runs: Sequence[_Run]) -> Iterator[tuple[_Run, Values]]:
+        """Extend each run's chain; give what the stage makes of PyTorch's activations.
+
+        A stage that reads nothing but pictures is not run again for the same picture.
+        """
+        made = {name for run in runs for name in run.chained if name not in _EXTERNAL}
+        first = not made.intersection(tensor.name for tensor in self.spec.inputs)
+        known: dict[str, tuple[Values, Values]] = {}
+        for run in runs:
+            if run.sample.name not in known or not self.of_image:
+                made_here = self.runner.run(run.chained)
+                alone = made_here if first else self.runner.run(run.truth)
+                known[run.sample.name] = (made_here, alone)
+            chained, isolated = known[run.sample.name]
+            run.chained.update(chained)
+            yield run, isolated
+
+    def _judge(
+        self, run: _Run, name: str, found: Array, tolerance: float, *, inputs: Values
+    ) -> Deviation:
+        """The worst deviation over what no tie excuses; a miss that none excuses is an error."""
+        truth = run.truth[name]
+        rows = (deviation(found, truth),) if self.of_image else by_sentence(found, truth)
+        missed = np.array([row.relative > tolerance for row in rows])
+        if not missed.any():
+            return worst(rows)
+        excuse = self._excuse(run, inputs)
+        for row, excused in zip(rows, excuse, strict=True):
+            if row.relative > tolerance and not (excused and row.relative <= TIED_ERROR):
+                raise self._error(run, name, row, limit=tolerance, alone=inputs is run.truth)
+        np.logical_or(run.excused, missed, out=run.excused)
+        return worst(row for row, miss in zip(rows, missed, strict=True) if not miss)
+
+    def _excuse(self, run: _Run, inputs: Values) -> Flags:
+        """Where a miss may come from a tie, here or, along the chain, in an earlier stage."""
+        if self.of_image:
+            return np.zeros(1, dtype=np.bool_)
+        tied = self.finder.tied(inputs)
+        return tied | run.excused if inputs is run.chained else tied
+
+    def _excused(self, runs: Sequence[_Run]) -> int:
+        excused = sum(int(run.excused.sum()) for run in runs)
+        total = sum(len(run.excused) for run in runs)
+        if excused > TIED_SHARE * total:
+            raise ParityError(
+                f"Stage '{self.spec.id}' differs from PyTorch on {excused} of {total} samples. "
+                f"Scores at the threshold of a hard decision explain at most {TIED_SHARE:.0%}.",
+                stage=self.spec.id,
+            )
+        return excused
+
+    def _error(
+        self, run: _Run, name: str, row: Deviation, *, limit: float, alone: bool
+    ) -> ParityError:
+        fed = "PyTorch's activations" if alone else "the exported stages before it"
+        return ParityError(
+            f"Stage '{self.spec.id}' differs from PyTorch: relative error {row.relative:.2e} of "
+            f"'{name}' (limit {limit:.0e}, largest single difference {row.peak:.1e} rms), "
+            f"{run.label}, fed by {fed}. No bundle was written.",
+            stage=self.spec.id,
+            error=row.relative,
         )
-        return [
-            compare_masks(a, b, picture=run.sample.name, expressions=len(truth), tied=bool(tied))
-            for a, b, tied in zip(found, truth, self._tied(run), strict=True)
-        ]
-
-    def _on_run(self, spec: StageSpec, run: _Run) -> dict[str, tuple[Deviation, Deviation]]:
-        """Worst isolated and chained deviation of each output over the samples without ties."""
-        isolated = self.runners[spec.id].run(run.truth)
-        both = [(isolated, run.truth), (run.chained, run.chained)]
-        result: dict[str, list[Deviation]] = {tensor.name: [] for tensor in spec.outputs}
-        for values, inputs in both:
-            for tensor in spec.outputs:
-                per_row = self._deviations(tensor.name, values, run)
-                misses = [row.relative > self.tolerance for row in per_row]
-                if any(misses):
-                    self._excuse(spec, run, per_row=per_row, inputs=inputs, name=tensor.name)
-                result[tensor.name].append(worst(self._judged(run, per_row)))
-        return {name: (pair[0], pair[1]) for name, pair in result.items()}
-
-    def _deviations(self, name: str, values: Values, run: _Run) -> tuple[Deviation, ...]:
-        """One per sentence; for a value of the image alone, one."""
-        if self._of_image(name):
-            return (deviation(values[name], run.truth[name]),)
-        return by_sentence(values[name], run.truth[name])
-
-    def _judged(self, run: _Run, per_row: Sequence[Deviation]) -> list[Deviation]:
-        excused = self._excused(run)
-        if len(per_row) != len(excused):
-            return list(per_row)
-        return [row for row, known in zip(per_row, excused, strict=True) if not known]
-
-    def _excuse(
-        self, spec: StageSpec, run: _Run, *, per_row: Sequence[Deviation], inputs: Values, name: str
-    ) -> None:
-        """Note which samples' misses a tie explains; any other miss is an error."""
-        excused = self._excused(run)
-        per_sentence = len(per_row) == len(excused)
-        tied = self.finders[spec.id].tied(inputs) if per_sentence else excused
-        for index, row in enumerate(per_row):
-            if row.relative <= self.tolerance:
-                continue
-            if per_sentence and (tied[index] or excused[index]) and row.relative <= TIED_ERROR:
-                excused[index] = True
-            else:
-                fed = "PyTorch's activations" if inputs is run.truth else "the exported stages"
-                raise ParityError(
-                    f"Stage '{spec.id}' differs from PyTorch: relative error "
-                    f"{row.relative:.2e} of '{name}' (limit {self.tolerance:.0e}, largest single "
-                    f"difference {row.peak:.1e} rms), {run.label}, fed by {fed}. No bundle was "
-                    "written.",
-                    stage=spec.id,
-                    error=row.relative,
-                )
-
-    def _finder(self, spec: StageSpec) -> TieFinder:
-        model = onnx_graph.parse(self.graphs[spec.id].read_bytes())
-        return TieFinder(spec=spec, model=model, opened=_open)
-
-    def _excused(self, run: _Run) -> npt.NDArray[np.bool_]:
-        """The sentences of a run that a tie has excused so far."""
-        fresh = np.zeros(len(run.tokens.sentences), dtype=np.bool_)
-        return self.excused.setdefault(id(run), fresh)
-
-    def _tied(self, run: _Run) -> npt.NDArray[np.bool_]:
-        """The sentences of a run with a score at a decision, whether or not it mattered here."""
-        tied: npt.NDArray[np.bool_] = self._excused(run).copy()
-        for finder in self.finders.values():
-            if finder.decides:
-                tied |= finder.tied(run.chained)
-        return tied
-
-    def _of_image(self, name: str) -> bool:
-        return self.graph.values[name] is Dependency.IMAGE
 
 
 def _open(spec: StageSpec, model: bytes) -> Runner:
@@ -279,6 +280,14 @@ def _open(spec: StageSpec, model: bytes) -> Runner:
         spec=spec, file=f"{spec.id}.onnx", target=TargetSpec(), multiply_adds=0, parameters=0
     )
     return open_backend("onnxruntime").open_stage(artefact, model, threads=None)
+
+
+def _compared_masks(run: _Run, spec: MaskSpec) -> list[MaskParity]:
+    found, truth = (_masks(run, values, spec) for values in (run.chained, run.truth))
+    return [
+        compare_masks(a, b, picture=run.sample.name, expressions=len(truth), tied=bool(tied))
+        for a, b, tied in zip(found, truth, run.tied | run.excused, strict=True)
+    ]
 
 
 def _masks(run: _Run, values: Values, spec: MaskSpec) -> list[Mask]:
@@ -307,6 +316,14 @@ def _judge_masks(masks: Sequence[MaskParity], stage: str) -> None:
                 stage=stage,
                 error=1.0 - mask.iou,
             )
+
+
+def _golden(run: _Run) -> GoldenCase:
+    return GoldenCase(picture=run.sample.picture, tokens=run.tokens, values=run.truth)
+
+
+def _count(sentences: int) -> str:
+    return f"{sentences} sentence{'s' if sentences > 1 else ''}"
 
 
 def _run(context: Context) -> None:
