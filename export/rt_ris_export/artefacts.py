@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from rt_ris_train.checkpoint import LoadedNetwork
-from rt_ris_train.official import Imported
-
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.step import Kind
+from rt_ris_train.checkpoint import LoadedNetwork
+from rt_ris_train.official import Imported
 
 NETWORK: Final = Kind[LoadedNetwork]("network")
 """The network to export, in evaluation mode."""

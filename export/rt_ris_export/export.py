@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rt_ris_train import architecture
-
 from rt_ris_export.artefacts import BUNDLE
 from rt_ris_export.recipe import ExportRecipe
 from rt_ris_export.step import Artefacts, Context, Progress, Step, plan, run
 from rt_ris_export.steps import STEPS
 from rt_ris_export.workspace import workspace
+from rt_ris_train import architecture
 
 
 def export_bundle(

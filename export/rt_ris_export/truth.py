@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rt_ris_train.architecture import ReferringNetwork, device_of
 
 from rt_ris.spec import Dependency
+from rt_ris_train.architecture import ReferringNetwork, device_of
 
 Array = npt.NDArray[Any]
 

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import rt_ris_export
-from rt_ris_export.export import export_bundle
 
+import rt_ris_export
 from rt_ris.cli import export as verb
+from rt_ris_export.export import export_bundle
 
 from .conftest import Traced
 

@@ -10,14 +10,6 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
-from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
-from rt_ris_export.gate_data import shipped_samples
-from rt_ris_export.golden import STORED
-from rt_ris_export.parity_record import read_record
-from rt_ris_export.steps import trace
-from rt_ris_kernels.ops import find
-from rt_ris_train import architecture
-from rt_ris_train.checkpoint import metadata_of, save_checkpoint
 
 from rt_ris.bundle import Bundle
 from rt_ris.errors import (
@@ -30,6 +22,14 @@ from rt_ris.errors import (
 )
 from rt_ris.manifest import GOLDEN
 from rt_ris.predictor import Predictor
+from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
+from rt_ris_export.gate_data import shipped_samples
+from rt_ris_export.golden import STORED
+from rt_ris_export.parity_record import read_record
+from rt_ris_export.steps import trace
+from rt_ris_kernels.ops import find
+from rt_ris_train import architecture
+from rt_ris_train.checkpoint import metadata_of, save_checkpoint
 
 from .conftest import Traced
 

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from rt_ris_export import onnx_graph
-from rt_ris_export.steps.function import complete, kernel_of
-from rt_ris_kernels.ops import KERNELS
 
 from rt_ris.errors import PlanError, PluginError, ShapeError
 from rt_ris.spec import StageSpec, TensorSpec
+from rt_ris_export import onnx_graph
+from rt_ris_export.steps.function import complete, kernel_of
+from rt_ris_kernels.ops import KERNELS
 
 
 def _model(

@@ -8,6 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from rt_ris.errors import ParityError
+from rt_ris.image import Box, prepare
+from rt_ris.mask import Mask, Placement
+from rt_ris.spec import LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, MaskSpec
+from rt_ris.text import Tokenizer
 from rt_ris_export import onnx_graph
 from rt_ris_export.compare import by_sentence, compare_masks, deviation
 from rt_ris_export.gate_data import GateSample, shipped_samples
@@ -16,12 +22,6 @@ from rt_ris_export.steps import parity
 from rt_ris_export.ties import TieFinder
 from rt_ris_export.truth import activations
 from rt_ris_train.architecture import Batch
-
-from rt_ris.errors import ParityError
-from rt_ris.image import Box, prepare
-from rt_ris.mask import Mask, Placement
-from rt_ris.spec import LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, MaskSpec
-from rt_ris.text import Tokenizer
 
 from .conftest import Traced
 

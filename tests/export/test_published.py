@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rt_ris_train.architecture import load
 from torch import Tensor
 
 from rt_ris.cli import main
+from rt_ris_train.architecture import load
 
 KEYS = ("isolated", "chained")
 

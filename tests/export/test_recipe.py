@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rt_ris_export.recipe import PRECISIONS, TARGETS, ExportRecipe
 
 from rt_ris.cli import export as verb
 from rt_ris.errors import RecipeError
+from rt_ris_export.recipe import PRECISIONS, TARGETS, ExportRecipe
 
 
 def test_defaults() -> None:

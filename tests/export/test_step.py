@@ -4,13 +4,13 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+
+from rt_ris.errors import PlanError
 from rt_ris_export.artefacts import BUNDLE
 from rt_ris_export.recipe import ExportRecipe
 from rt_ris_export.step import Artefacts, Context, Kind, Progress, Step, plan, run
 from rt_ris_export.steps import STEPS
 from rt_ris_export.workspace import Workspace
-
-from rt_ris.errors import PlanError
 
 A, B, C = (Kind[int](name) for name in "abc")
 

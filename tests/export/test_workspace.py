@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rt_ris_export.workspace import workspace
 
 from rt_ris.errors import OutputError
+from rt_ris_export.workspace import workspace
 
 
 def test_it_lives_beside_the_output_and_goes_away(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+
+from rt_ris.errors import ShapeError
 from rt_ris_kernels.kernel import Array, KernelSpec
 from rt_ris_kernels.ops import KERNELS, find
 from rt_ris_kernels.ops.masked_mutual_attention import (
@@ -21,8 +23,6 @@ from rt_ris_kernels.ops.masked_mutual_attention import (
     masked_mutual_attention,
     relevance,
 )
-
-from rt_ris.errors import ShapeError
 
 Run = Callable[[list[Array]], "tuple[Array, ...] | list[Array]"]
 OPSETS = (18, 20, 23)

@@ -7,13 +7,13 @@ in the function's place.
 from __future__ import annotations
 
 from onnx import ModelProto, NodeProto
-from rt_ris_kernels.kernel import KernelSpec
-from rt_ris_kernels.ops import find
 
 from rt_ris.errors import PluginError
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS
 from rt_ris_export.step import Context, Step
+from rt_ris_kernels.kernel import KernelSpec
+from rt_ris_kernels.ops import find
 
 
 def complete(model: ModelProto) -> tuple[str, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rt_ris_train.checkpoint import load_network
-from rt_ris_train.official import load_official
-
 from rt_ris_export.artefacts import NETWORK, WEIGHTS
 from rt_ris_export.step import Context, Step
+from rt_ris_train.checkpoint import load_network
+from rt_ris_train.official import load_official
 
 
 def _run(context: Context) -> None:

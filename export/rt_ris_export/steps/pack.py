@@ -8,9 +8,6 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rt_ris_train.checkpoint import LoadedNetwork
-from rt_ris_train.official import Imported
-
 import rt_ris
 from rt_ris.bundle import write_bundle
 from rt_ris.manifest import GOLDEN as GOLDEN_FILE
@@ -23,6 +20,8 @@ from rt_ris_export.artefacts import BUNDLE, GOLDEN, GRAPHS, NETWORK, PARITY, WEI
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.step import Context, Step
 from rt_ris_export.steps.trace import OPSET
+from rt_ris_train.checkpoint import LoadedNetwork
+from rt_ris_train.official import Imported
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
 

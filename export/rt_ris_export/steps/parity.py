@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from rt_ris_train.architecture import ReferringNetwork
 
 from rt_ris.backends import open_backend
 from rt_ris.backends.base import Runner
@@ -46,6 +45,7 @@ from rt_ris_export.parity_record import (
 from rt_ris_export.step import Context, Step
 from rt_ris_export.ties import TIE_BAND, TieFinder
 from rt_ris_export.truth import activations
+from rt_ris_train.architecture import ReferringNetwork
 
 MASK_IOU_LIMIT: Final = 0.99
 """For masks that prove something; ties may still flip a pixel in a hundred."""

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import torch
 from onnx import ModelProto
-from rt_ris_train.architecture import Stage
 from torch import Tensor
 
 from rt_ris.errors import PlanError
@@ -19,6 +18,7 @@ from rt_ris.spec import EXPRESSIONS, VALID_BOX, DType, StageSpec, TensorSpec
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS, NETWORK
 from rt_ris_export.step import Context, Step
+from rt_ris_train.architecture import Stage
 
 OPSET: Final = 20
 """The newest that TensorRT 10.3, the one of JetPack 6, reads."""
