@@ -145,7 +145,7 @@ def overlay(
     image: Pixels,
     binary: npt.NDArray[np.bool_],
     *,
-    colour: tuple[int, int, int] = (255, 48, 80),
+    colour: tuple[int, int, int] = (64, 255, 0),
     opacity: float = 0.45,
 ) -> Pixels:
     """Tint the pixels of a mask and draw its outline.

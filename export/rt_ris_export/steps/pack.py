@@ -68,7 +68,7 @@ def _artefact(spec: StageSpec, path: Path) -> StageArtefact:
 def _provenance(loaded: LoadedNetwork, weights: Sequence[Imported]) -> Provenance:
     architecture = loaded.architecture
     licence = architecture.variant(loaded.variant_name).weights_licence
-    head = "seeded random weights, not trained" if loaded.seeded else "trained"
+    head = "seeded random weights, not trained" if loaded.seeded else "as its checkpoint"
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     versions |= {f"weights {file.label}": f"sha256 {file.sha256}" for file in weights}
     now = datetime.datetime.now(datetime.timezone.utc)
