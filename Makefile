@@ -33,11 +33,11 @@ types: $(VENV)/.check
 	$(BIN)/mypy
 
 test: $(VENV)/.check
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
+	$(BIN)/python -m pytest --durations=10
 
 # The built wheel alone, in an environment with neither torch nor onnx.
 runtime: $(LEAN)/.installed
-	cd $(LEAN) && bin/python -m pytest -c ../pyproject.toml --rootdir=.. ../tests/rt_ris ../tests/bad_input ../tests/wheel -m "not slow and not gpu"
+	cd $(LEAN) && bin/python -m pytest -c ../pyproject.toml --rootdir=.. ../tests/rt_ris ../tests/bad_input ../tests/wheel
 
 check-slow: $(VENV)/.check
 	$(BIN)/python -m pytest -m slow --durations=10
