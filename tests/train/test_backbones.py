@@ -3,9 +3,10 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
-from rt_ris_train.backbones import clip_text, efficientnet_lite, minilm, sam
 from tokenizers import Tokenizer
 from transformers import BertModel
+
+from rt_ris_train.backbones import clip_text, efficientnet_lite, minilm, sam
 
 
 @pytest.mark.parametrize(

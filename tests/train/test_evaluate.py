@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
+from rt_ris.image import prepare
 from rt_ris_train.architecture import Batch, load
 from rt_ris_train.data.refcoco import RefDataset
 from rt_ris_train.evaluate import EvaluationOptions, evaluate
 from rt_ris_train.runner import predictor_of
-
-from rt_ris.image import prepare
 
 
 @dataclass

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from rt_ris_train.checkpoint import load_network, trained_state
+
+from rt_ris.errors import CheckpointError, DataError, OutputError, RecipeError, StorageError
+from rt_ris_train.checkpoint import load_network, trained_state, write_atomically
 from rt_ris_train.loop import Report, Trainer, learning_rate, read_log
 from rt_ris_train.losses import LossWeights
 from rt_ris_train.recipe import TrainRecipe, find_recipe, read_recipe, shipped_recipes
-
-from rt_ris.errors import CheckpointError, DataError, RecipeError
 
 RECIPE = TrainRecipe(
     arch="maris",
@@ -98,10 +100,17 @@ def test_nothing_is_written_where_the_data_cannot_be_read(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_state_is_named(red_boxes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[:100], lambda whole: bytes(reversed(whole[:100])), lambda _: b""],
+    ids=["cut", "garbled", "empty"],
+)
+def test_a_damaged_state_is_named(
+    red_boxes: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     out = tmp_path / "run"
     Trainer(RECIPE, data=red_boxes, out=out).run()
-    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:100])
+    (out / "state.pt").write_bytes(damage((out / "state.pt").read_bytes()))
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         Trainer(RECIPE, data=red_boxes, out=out)
 
@@ -113,6 +122,32 @@ def test_stored_and_computed_features_train_alike(red_boxes: Path, tmp_path: Pat
         Trainer(recipe, data=red_boxes, out=tmp_path / str(stored)).run(reports.append)
     for first, second in zip(said[True], said[False], strict=True):
         assert first.loss == pytest.approx(second.loss, rel=1e-2)  # stored in half precision
+
+
+def test_a_torn_line_of_the_log_is_passed_over(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert [line["step"] for line in read_log(log)] == [1]
+
+
+def test_a_folder_that_cannot_be_made_is_named(red_boxes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file, not a folder")
+    with pytest.raises(OutputError, match="cannot be made"):
+        Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.pt"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [item.name for item in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_learning_rate_rises_and_falls() -> None:

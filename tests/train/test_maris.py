@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+
+from rt_ris.spec import Dependency
 from rt_ris_kernels.ops.masked_mutual_attention import masked_mutual_attention as reference
 from rt_ris_train.architecture import Batch, ReferringNetwork, load
 from rt_ris_train.architectures.maris import Maris, MarisConfig
 from rt_ris_train.blocks.mutual_attention import Settings, masked_mutual_attention
-from torch import Tensor
-
-from rt_ris.spec import Dependency
 
 
 @pytest.fixture(scope="module")

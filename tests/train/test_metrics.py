@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from rt_ris_train.metrics import Metrics, MetricsByKind
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rt_ris_train.architecture import ReferringNetwork, load
-from rt_ris_train.official import load_official, named_files, read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rt_ris.errors import CheckpointError
+from rt_ris_train.architecture import ReferringNetwork, load
+from rt_ris_train.official import check_complete, load_official, named_files, read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read as plain tensors"):
         read_tensors(path)
+
+
+def test_a_published_size_is_not_used_with_random_encoders(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = load("maris").variant("vit_b").build()
+    with pytest.raises(CheckpointError, match="--weights sam=FILE --weights clip=FILE"):
+        check_complete(network, {}, published=True)
+    with pytest.raises(CheckpointError, match="--weights clip=FILE"):
+        check_complete(network, {"sam": tmp_path / "sam.pth"}, published=True)
+    check_complete(network, {}, published=False)
 
 
 def test_unknown_labels_and_missing_files(tiny: ReferringNetwork, tmp_path: Path) -> None:

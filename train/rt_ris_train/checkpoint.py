@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rt_ris.errors import CheckpointError
+from rt_ris.errors import CheckpointError, StorageError
 from rt_ris_train.architecture import Architecture, ReferringNetwork, load
-from rt_ris_train.official import Imported, load_official
+from rt_ris_train.official import Imported, check_complete, load_official
 
 FORMAT: Final = "rt-ris-checkpoint-1"
 
@@ -73,15 +73,24 @@ def save_checkpoint(path: Path, network: ReferringNetwork, *, metadata: Mapping[
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves either the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a kill at any moment leaves either the old one or the new one.
+
+    Raises:
+        StorageError: the file cannot be written, as on a full disk; the old one stays.
+    """
     partial = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"'{path}' cannot be written ({error.strerror}); make room, or choose another folder. "
+            "What was there before is unchanged."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -112,6 +121,8 @@ def load_network(
     source = checkpoint or chosen.checkpoint
     network = chosen.build()
     imported = load_official(network, weights or {})
+    if source is not None:
+        check_complete(network, weights or {}, published=chosen.published)
     digest, metadata = (
         (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
     )

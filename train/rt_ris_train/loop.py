@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rt_ris.errors import CheckpointError, RecipeError
+from rt_ris.errors import CheckpointError, OutputError, RecipeError
 from rt_ris.spec import TOKEN_MASK
 from rt_ris_train.architecture import Outputs, load
 from rt_ris_train.checkpoint import (
@@ -31,7 +31,7 @@ from rt_ris_train.checkpoint import (
 from rt_ris_train.data.features import Entry, FeatureStore, SplitTable
 from rt_ris_train.data.refcoco import RefDataset
 from rt_ris_train.losses import total_loss
-from rt_ris_train.official import load_official
+from rt_ris_train.official import check_complete, load_official
 from rt_ris_train.recipe import TrainRecipe
 
 _LOG = logging.getLogger(__name__)
@@ -81,15 +81,16 @@ class Trainer:
         self.recipe, self.out = recipe, out
         variant = load(recipe.arch).variant(recipe.variant)
         tables = [SplitTable(RefDataset.open(data, split=split)) for split in ("train", "val")]
-        # Nothing is written before everything that was given has been read.
-        out.mkdir(parents=True, exist_ok=True)
-        _same_recipe(recipe, out / "recipe.json")
         torch.manual_seed(recipe.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = variant.build()
+        check_complete(self.network, weights or {}, published=variant.published)
         for imported in load_official(self.network, weights or {}):
             _LOG.info("%s", imported)
         self.network.to(self.device)
+        # Nothing is written before everything that was given has been read.
+        _make_folder(out)
+        _same_recipe(recipe, out / "recipe.json")
         self.optimizer = _optimizer(self.network, recipe)
         self.step = 0
         self._resume()
@@ -239,7 +240,7 @@ class Trainer:
             self.network.load_state_dict(state["network"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
-        except (KeyError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # a damaged pickle fails in any way it likes
             raise CheckpointError(
                 f"'{path}' cannot be resumed from ({error}); move the folder away to start anew."
             ) from error
@@ -277,8 +278,14 @@ def learning_rate(recipe: TrainRecipe, step: int) -> float:
 
 def read_log(path: Path) -> list[dict[str, object]]:
     """The lines of a log, each step once: a resumed run repeats some, and the last one counts."""
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
+    lines: dict[int, dict[str, object]] = {}
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the line that a power cut tore
+            continue
+        lines[line["step"]] = line
+    return [lines[step] for step in sorted(lines)]
 
 
 def _optimizer(network: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
@@ -313,6 +320,16 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else 0.0
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"The folder of the run, '{path}', cannot be made ({error.strerror}); choose another "
+            "one (--out)."
+        ) from error
 
 
 def _same_recipe(recipe: TrainRecipe, path: Path) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -84,6 +82,25 @@ def _load_one(network: ReferringNetwork, label: str, path: Path) -> Imported:
     )
 
 
+def check_complete(
+    network: ReferringNetwork, files: Mapping[str, Path], *, published: bool
+) -> None:
+    """Refuse to work on a published size whose frozen encoders have random weights.
+
+    Raises:
+        CheckpointError: naming the files that are missing.
+    """
+    missing = [label for label in network.official_keys() if label not in files]
+    if published and missing:
+        titles = ", ".join(network.official_keys()[label].title for label in missing)
+        options = " ".join(f"--weights {label}=FILE" for label in missing)
+        raise CheckpointError(
+            f"The frozen encoders of a published size would have random weights: {titles} was not "
+            f"given. Checkpoints hold what was trained only; add {options}.",
+            keys=tuple(missing),
+        )
+
+
 def named_files(pairs: Sequence[str]) -> dict[str, Path]:
     """Paths by label from ``label=path`` strings, as the command line takes them.
 
@@ -108,7 +125,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged pickle fails in any way it likes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"'{path}' cannot be read as plain tensors ({reason}). Accepted are safetensors "

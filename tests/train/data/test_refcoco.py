@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from rt_ris.errors import DataError
 from rt_ris_train.data import RefDataset
 from rt_ris_train.data.masks import BoolMask, decode_segmentation, encode_mask
 from rt_ris_train.data.refcoco import in_split
 from rt_ris_train.data.unpickle import load_plain_pickle
-
-from rt_ris.errors import DataError
 
 H, W = 30, 40
 # Two squares of 10 x 10 that share 5 x 10 pixels.

@@ -362,8 +362,6 @@ def build_sam(
         text_width: of CLIP's tower; 512 as ViT-B/16's and RN101's.
         text_layers: of CLIP's tower.
         width: C.
-        enhance_width: channels inside Feature Enhancement, which runs once per picture; W_v of the
-            first block goes from them to C. None for C, as the paper has it.
         tokens: 17 for RefCOCO and RefCOCO+, 25 for G-Ref.
     """
     from rt_ris_train.backbones import clip_text, sam

