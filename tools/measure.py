@@ -19,13 +19,12 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from rt_ris import Predictor
+from rt_ris.cli import main as rt_ris
 from rt_ris_train.checkpoint import load_network
 from rt_ris_train.data.refcoco import RefDataset
 from rt_ris_train.evaluate import EvaluationOptions, evaluate
 from rt_ris_train.runner import predictor_of
-
-from rt_ris import Predictor
-from rt_ris.cli import main as rt_ris
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "bench" / "results" / "maris-lite.json"

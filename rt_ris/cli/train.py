@@ -29,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Train to the end of the recipe."""
     import torch
+
     from rt_ris_train.curve import draw_curve
     from rt_ris_train.loop import Trainer
     from rt_ris_train.official import named_files
