@@ -5,8 +5,11 @@ This is the only definition of pre-processing; training and evaluation use it to
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,13 +97,14 @@ def load_image(source: ImageSource) -> Pixels:
         uint8 [H, W, 3], C-contiguous; may share memory with an array that was given.
 
     Raises:
-        ImageError: there is no such file, it is no picture or damaged, it has no pixels or more
-            than ``MAX_PIXELS``, or an array has another type or shape.
+        ImageError: there is no such file, it may not be read, is no picture or damaged, has no
+            pixels or more than ``MAX_PIXELS``, or an array has another type or shape.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _decode(source, name="the given image")
+        with _refusing("the given image"):
+            return _decode(source, name="the given image")
     if isinstance(source, str | os.PathLike):
         return _from_file(Path(source))
     raise ImageError(
@@ -153,25 +157,39 @@ def _scaled(length: int, side: int, longest: int) -> int:
 
 
 def _from_file(path: Path) -> Pixels:
-    if not path.is_file():
-        what = "is a folder, not a picture" if path.is_dir() else "does not exist"
-        raise ImageError(f"{path} {what}; give the path of a picture.")
-    try:
+    with _refusing(str(path)):
+        if not path.is_file():
+            what = "is a folder, not a picture" if path.is_dir() else "does not exist"
+            raise ImageError(f"{path} {what}; give the path of a picture.")
         with Image.open(path, formats=FORMATS) as image:
             return _decode(image, name=str(path))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(str(path), str(error)) from error
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn whatever Pillow and the disk raise into an ``ImageError``."""
+    try:
+        yield
     except ImageError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
         accepted = ", ".join(FORMATS)
         raise ImageError(
-            f"{path} is not a picture that can be read; accepted are {accepted}."
+            f"{name} is not a picture that can be read; accepted are {accepted}."
         ) from error
     except Exception as error:  # decoders raise anything on damaged files
-        raise ImageError(
-            f"{path} is damaged or cut off ({error}); copy or download it again."
-        ) from error
+        raise ImageError(_why_unreadable(name, error)) from error
+
+
+def _why_unreadable(name: str, error: Exception) -> str:
+    """One sentence; only the disk's own errors have a number, those of decoders have none."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"{name} is damaged or cut off ({error}); copy or download it again."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{name} may not be read (no permission); change its or its folder's mode."
+    return f"{name} cannot be read ({error.strerror}); give the path of a picture."
 
 
 def _decode(image: Image.Image, *, name: str) -> Pixels:

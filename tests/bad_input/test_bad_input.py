@@ -151,6 +151,11 @@ def exif(call: Call) -> None:
     call.save(red(24, 40), "a.jpg", exif=tag)
 
 
+@case("long-name")
+def long_name(call: Call) -> None:
+    call.picture = call.folder / ("a" * 300 + ".png")
+
+
 @case("folder")
 def folder(call: Call) -> None:
     call.picture = call.folder

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import io
+import os
 import warnings
 from pathlib import Path
 
@@ -153,6 +156,28 @@ def test_a_cut_off_file_is_refused(tmp_path: Path, suffix: str) -> None:
         warnings.simplefilter("ignore")  # of the decoders, about the damage
         with pytest.raises(ImageError):
             load_image(path)
+
+
+def test_a_broken_image_object_is_refused_like_a_file(tmp_path: Path) -> None:
+    Image.fromarray(random_image(64, 64)).save(tmp_path / "a.png")
+    raw = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(ImageError, match="the given image is damaged or cut off"):
+        load_image(Image.open(io.BytesIO(raw[: len(raw) // 2])))
+
+
+def test_what_the_disk_refuses_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ImageError, match="cannot be read"):
+        load_image(tmp_path / ("a" * 300))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(ImageError, match="no permission"):
+        load_image(tmp_path / "a.png")
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(
