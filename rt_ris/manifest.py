@@ -79,7 +79,8 @@ class Provenance:
     Attributes:
         rt_ris: version of rt-ris that wrote it.
         created: UTC time, ISO 8601, such as ``2026-11-21T04:30:00Z``.
-        checkpoint_sha256: of the checkpoint file's bytes.
+        checkpoint_sha256: of the checkpoint file's bytes; None where the weights are seeded random
+            ones and there is no file.
         source: paper, code and commit of the architecture.
         licences: what -> licence, such as ``{"weights": "Apache-2.0"}``.
         opset: version of the standard ONNX operators.
@@ -88,7 +89,7 @@ class Provenance:
 
     rt_ris: str
     created: str
-    checkpoint_sha256: str
+    checkpoint_sha256: str | None
     source: str
     licences: Mapping[str, str]
     opset: int
@@ -251,8 +252,12 @@ def _record_faults(manifest: Manifest) -> Faults:
     for name in ("mask_iou_limit", "mask_iou"):
         if not 0 <= getattr(parity, name) <= 1:
             yield f"parity.{name}", f"is {getattr(parity, name)}; accepted is 0 to 1"
-    if not _SHA256.fullmatch(provenance.checkpoint_sha256):
-        yield "provenance.checkpoint_sha256", "is not 64 lower-case hexadecimal digits"
+    checkpoint = provenance.checkpoint_sha256
+    if checkpoint is not None and not _SHA256.fullmatch(checkpoint):
+        yield (
+            "provenance.checkpoint_sha256",
+            "is not 64 lower-case hexadecimal digits, nor null for seeded random weights",
+        )
     if provenance.opset < 1:
         yield "provenance.opset", f"is {provenance.opset}; accepted is 1 or more"
 

@@ -123,7 +123,7 @@ def _spec_lines(manifest: Manifest) -> Iterator[str]:
         f"{parity.mask_iou_limit}), {parity.flips} flips in {parity.cases} masks"
     )
     yield f"made {origin.created} by rt-ris {origin.rt_ris}, opset {origin.opset}"
-    yield f"checkpoint {origin.checkpoint_sha256}"
+    yield f"checkpoint {origin.checkpoint_sha256 or 'none: seeded random weights'}"
     yield f"source: {origin.source}"
     for what, licence in origin.licences.items():
         yield f"licence of {what}: {licence}"

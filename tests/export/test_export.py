@@ -81,6 +81,7 @@ def test_manifest_counts_and_provenance(traced: Traced) -> None:
     assert manifest.graph() == traced.network.graph()
     assert all(stage.multiply_adds > 0 and stage.parameters > 0 for stage in manifest.stages)
     assert manifest.provenance.licences["head"] == "seeded random weights, not trained"
+    assert manifest.provenance.checkpoint_sha256 is None
     assert manifest.provenance.libraries["torch"]
 
 

@@ -99,6 +99,12 @@ def test_a_wrong_value_is_refused_by_name(path: str, value: object, field: str) 
     assert caught.value.field.startswith(field)
 
 
+def test_seeded_weights_have_no_checkpoint() -> None:
+    raw = changed("provenance.checkpoint_sha256", None)
+    assert parse_manifest(raw).provenance.checkpoint_sha256 is None
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(json.loads(raw))
+
+
 @pytest.mark.parametrize("path", [place for place in PLACES if isinstance(place[-1], str)], ids=str)
 def test_only_defaults_may_be_missing(path: tuple[str | int, ...]) -> None:
     document = copy.deepcopy(DOCUMENT)

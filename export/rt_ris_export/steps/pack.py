@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,7 +74,7 @@ def _provenance(loaded: LoadedNetwork, weights: Sequence[Imported]) -> Provenanc
     return Provenance(
         rt_ris=rt_ris.__version__,
         created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        checkpoint_sha256=loaded.checkpoint_sha256 or hashlib.sha256(b"").hexdigest(),
+        checkpoint_sha256=loaded.checkpoint_sha256,
         source=architecture.source,
         licences={"frozen weights": licence, "head": head},
         opset=OPSET,
