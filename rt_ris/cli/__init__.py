@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _escape_what_streams_cannot_hold()
     with _warnings_as_lines():
         try:
             args = _parser(words).parse_args(words)
@@ -146,6 +147,14 @@ def _missing_extra(error: ModuleNotFoundError, words: Sequence[str]) -> MissingE
 def _complain(message: str, code: int) -> int:
     print(f"rt-ris: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _escape_what_streams_cannot_hold() -> None:
+    """Letters that a terminal's encoding lacks are printed as escapes, not fatal."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rt_ris.cli.options import add_json, add_weights, positive, print_json
+from rt_ris.cli.options import add_json, add_weights, non_negative, positive, print_json, shown
 from rt_ris.errors import MissingExtraError, RecipeError
 from rt_ris.predictor import Predictor
 
@@ -26,7 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--variant", help="variant of a checkpoint [the architecture's default]")
     parser.add_argument("--limit", type=positive, help="at most so many sentences, evenly spread")
     parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="give sentences to other pictures (a baseline)"
+        "--shuffle",
+        type=non_negative,
+        metavar="SEED",
+        help="give sentences to other pictures (a baseline)",
     )
     parser.add_argument("--threads", type=positive, help="processor threads")
     add_json(parser)
@@ -46,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         found = evaluate(predictor, dataset, options=options, progress=_progress)
         seconds = time.process_time() - began
     result = {
-        "model": str(args.model),
-        "data": str(args.data),
+        "model": shown(args.model),
+        "data": shown(args.data),
         "split": args.split,
         "cpu_seconds": round(seconds, 1),
         **found,

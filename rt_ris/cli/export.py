@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rt_ris.cli.options import add_json, add_weights, print_json
+from rt_ris.cli.options import add_json, add_weights, print_json, shown
 
 if TYPE_CHECKING:
     from rt_ris_export.parity_record import ParityRecord
@@ -72,7 +72,7 @@ def _progress(news: Progress) -> None:
 def _result(path: Path, record: ParityRecord, *, seconds: float) -> dict[str, object]:
     from rt_ris.records import to_data
 
-    return {"bundle": str(path), "seconds": seconds, "parity": to_data(record)}
+    return {"bundle": shown(path), "seconds": seconds, "parity": to_data(record)}
 
 
 def _table(path: Path, record: ParityRecord, *, seconds: float) -> str:

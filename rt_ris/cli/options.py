@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from rt_ris.predictor import Predictor
@@ -41,11 +43,29 @@ def positive(text: str) -> int:
     return value
 
 
+def non_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
+    return value
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    r"""A path as text that UTF-8 can hold; bytes that are no UTF-8 become escapes, ``\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def load(args: argparse.Namespace) -> Predictor:
     """The predictor that the options ask for."""
     return Predictor.load(args.bundle, backend=args.backend, threads=args.threads)
 
 
 def print_json(data: object) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
+    """One JSON document on stdout; letters that its encoding lacks as JSON's own escapes."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=1, allow_nan=False)
+    print(text)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import rt_ris
-from rt_ris.cli.options import add_bundle, load, print_json
+from rt_ris.cli.options import add_bundle, load, print_json, shown
 from rt_ris.errors import OutputError, StorageError
 from rt_ris.image import Pixels, load_image
 from rt_ris.mask import Mask, overlay
@@ -26,6 +26,8 @@ from rt_ris.session import SessionStats
 from rt_ris.text import TruncationWarning
 
 RESULT = "result.json"
+STEM_LENGTH = 50
+"""Letters of a picture's name that its results keep: with what is added, any disk holds them."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,21 +54,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Segment and write."""
     warnings.simplefilter("always", TruncationWarning)
-    _make_folder(args.out)
     images: list[Mapping[str, Any]] = []
     with load(args) as predictor:
+        _check_all(args.images, args.describe, predictor)
+        _make_folder(args.out)
+        (args.out / RESULT).unlink(missing_ok=True)  # it would not tell of the masks that follow
         for path, stem in zip(args.images, _stems(args.images), strict=True):
             job = _Job(path=path, stem=stem, out=args.out, sentences=tuple(args.describe))
             images.append(job.run(predictor))
             if not args.json:
                 _print(images[-1])
-    result = {"rt_ris": rt_ris.__version__, "bundle": str(args.bundle), "images": images}
+    result = {"rt_ris": rt_ris.__version__, "bundle": shown(args.bundle), "images": images}
     _write(args.out / RESULT, json.dumps(result, indent=1, ensure_ascii=False).encode() + b"\n")
     if args.json:
         print_json(result)
     else:
         print(f"written to {args.out}")
     return 0
+
+
+def _check_all(paths: list[Path], sentences: list[str], predictor: Predictor) -> None:
+    """Refuse sentences and pictures before anything is written; one picture at a time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # told when it is segmented
+        predictor.tokenizer.encode(sentences)
+    for path in paths:
+        load_image(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +107,7 @@ class _Job:
             files = self._write(number, pixels, mask)
             results.append({**_described(mask, covered), **files, "timing_ms": timings[-1]})
         return {
-            "image": str(self.path),
+            "image": shown(self.path),
             "size": list(pixels.shape[:2]),
             "results": results,
             "timing_ms": _summary(read_ms, timings),
@@ -159,10 +172,11 @@ def _stems(paths: list[Path]) -> list[str]:
     """A distinct stem for each picture's files: the second ``a`` is called ``a-2``."""
     stems: list[str] = []
     for path in paths:
-        stem, count = path.stem, 1
+        wanted = shown(path.stem).replace("\\", "_")[:STEM_LENGTH]
+        stem, count = wanted, 1
         while stem in stems:
             count += 1
-            stem = f"{path.stem}-{count}"
+            stem = f"{wanted}-{count}"
         stems.append(stem)
     return stems
 

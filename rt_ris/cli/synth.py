@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rt_ris.cli.options import non_negative, positive
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -28,12 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for split, scenes in (("train", 1000), ("val", 100), ("test", 100)):
         parser.add_argument(
             f"--{split}",
-            type=int,
+            type=non_negative,
             default=scenes,
             metavar="N",
             help=f"scenes of {split} [{scenes}]",
         )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same scenes [0]")
+    parser.add_argument("--seed", type=non_negative, default=0, help="same seed, same scenes [0]")
     parser.add_argument(
         "--stamps",
         type=Path,
@@ -44,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         help="folder with more background pictures [those in scikit-image and scikit-learn]",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes [1]")
+    parser.add_argument("--workers", type=positive, default=1, help="processes [1]")
     parser.set_defaults(run=run)
 
 

@@ -53,6 +53,8 @@ class Call:
     patch: pytest.MonkeyPatch
     sentence: str | None = "red"
     backend: str = "auto"
+    further_pictures: tuple[Path, ...] = ()
+    further_sentences: tuple[str, ...] = ()
     out: Path = field(init=False)
     bundle: Path = field(init=False)
     picture: Path = field(init=False)
@@ -84,9 +86,11 @@ class Call:
         path.with_name("manifest.sha256").write_text(hashlib.sha256(raw).hexdigest() + "\n")
 
     def words(self) -> list[str]:
-        describe = [] if self.sentence is None else ["--describe", self.sentence]
+        sentences = () if self.sentence is None else (self.sentence, *self.further_sentences)
+        describe = [word for sentence in sentences for word in ("--describe", sentence)]
+        pictures = map(str, (self.picture, *self.further_pictures))
         named = ["--out", str(self.out), "--backend", self.backend, "--threads", "1"]
-        return ["segment", str(self.bundle), str(self.picture), *describe, *named]
+        return ["segment", str(self.bundle), *pictures, *describe, *named]
 
 
 def red(height: int, width: int) -> Image.Image:
@@ -172,6 +176,18 @@ def truncated_png(call: Call) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     call.save(Image.fromarray(noise))
     call.write(half(call.picture), "a.png")
+
+
+@case("second-broken")
+def second_broken(call: Call) -> None:
+    broken = call.folder / "b.png"
+    broken.write_bytes(half(call.picture))
+    call.further_pictures = (broken,)
+
+
+@case("second-empty")
+def second_empty(call: Call) -> None:
+    call.further_sentences = ("",)
 
 
 @case("bomb")

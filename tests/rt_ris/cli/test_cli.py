@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -60,7 +62,17 @@ def test_version(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"rt-ris {rt_ris.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["segment"], ["inspect", "a", "--colour"]])
+NUMBERS = [
+    ["evaluate", "a", "--data", "b", "--shuffle", "-1"],
+    ["synth", "--out", "a", "--workers", "0"],
+    ["synth", "--out", "a", "--train", "-1"],
+    ["synth", "--out", "a", "--seed", "-1"],
+]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["fly"], ["segment"], ["inspect", "a", "--colour"], *NUMBERS]
+)
 def test_wrong_usage_is_2(words: list[str], capsys: Capture) -> None:
     assert main(words) == 2
     assert "usage: rt-ris" in capsys.readouterr().err
@@ -127,6 +139,70 @@ def test_segment_says_where_it_cannot_write(tiny: Path, photo: Path, capsys: Cap
     words = ["segment", str(tiny), str(photo), "--describe", "red", "--backend", "fake"]
     assert main([*words, "--out", str(photo)]) == 2
     assert "cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")
+def test_a_file_name_that_is_no_utf8(tiny: Path, picture: Picture, tmp_path: Path) -> None:
+    needs_engine()
+    folder = os.fsencode(tmp_path)
+    image = Path(os.fsdecode(folder + b"/b\xff.png"))
+    Image.fromarray(picture).save(image)
+    out = Path(os.fsdecode(folder + b"/out\xff"))
+    assert main(["segment", str(tiny), str(image), "--describe", "red", "--out", str(out)]) == 0
+    [found] = parsed((out / "result.json").read_text("utf-8"))["images"]
+    assert found["image"] == f"{tmp_path}/b\\xff.png"
+    assert (out / found["results"][0]["mask"]).name == "b_xff_1_mask.png"
+    assert (out / found["results"][0]["mask"]).exists()
+
+
+def test_a_long_file_name_is_cut_in_the_results(
+    tiny: Path, picture: Picture, tmp_path: Path
+) -> None:
+    needs_engine()
+    images = [tmp_path / ("ä" * 120 + end) for end in (".png", ".bmp")]
+    for image in images:
+        Image.fromarray(picture).save(image)
+    out = tmp_path / "out"
+    words = ["segment", str(tiny), *map(str, images), "--describe", "red", "--out", str(out)]
+    assert main(words) == 0
+    assert len(list(out.iterdir())) == 5
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_terminal_without_unicode(
+    tiny: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    needs_engine()
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    sentence = "the café 🐶"
+    words = ["segment", str(tiny), str(photo), "--describe", sentence, *more]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    sys.stdout.flush()
+    told = raw.getvalue().decode("ascii")
+    if more:
+        assert parsed(told)["images"][0]["results"][0]["sentence"] == sentence
+    else:
+        assert r"the caf\xe9 \U0001f436" in told
+
+
+def test_an_old_result_does_not_stay_beside_new_masks(
+    tiny: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_engine()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "result.json").write_text("old")
+    words = ["segment", str(tiny), str(photo), "--describe", "red", "--out", str(out)]
+    assert main([*words, "--describe", ""]) == 2
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(words) == 6
+    assert not list(out.iterdir())
 
 
 def test_inspect_shows_the_stages(tiny: Path, capsys: Capture) -> None:
