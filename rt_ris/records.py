@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 import types
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from rt_ris.errors import ManifestError
 
@@ -122,11 +122,19 @@ def _decode(hint: object, value: object, path: str) -> object:
     return _decode_scalar(hint, value, path)
 
 
+MAX_INTEGER: Final = 2**63 - 1
+"""What readers in other languages hold; larger sizes would fail far from here."""
+
+_LARGEST: Final = sys.float_info.max
+
+
 def _decode_scalar(hint: object, value: object, path: str) -> object:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not abs(value) <= _LARGEST:  # an integer may be beyond any float
             raise _mismatch(path, value, "a finite number")
         return float(value)
+    if hint is int and type(value) is int and abs(value) > MAX_INTEGER:
+        raise _mismatch(path, value, f"an integer of at most {MAX_INTEGER}")
     if type(value) is not hint and not (hint is types.NoneType and value is None):
         raise _mismatch(path, value, _NAMES[hint])
     if isinstance(value, str) and not value.isprintable():

@@ -144,6 +144,9 @@ CASES |= {
     "duplicate-key": lambda call: call.reseal('"variant":', '"variant": "other", "variant":'),
     "unknown-field": lambda call: call.reseal('"variant":', '"colour": "red", "variant":'),
     "not-a-number": lambda call: call.reseal('"relative_error": 0.0', '"relative_error": NaN'),
+    "huge-number": lambda call: call.reseal(
+        '"relative_error": 0.0', f'"relative_error": 1{"0" * 400}'
+    ),
     "out-is-a-file": lambda call: call.out.write_text("mine"),
 }
 
