@@ -28,6 +28,7 @@ from rt_ris.manifest import (
     check_member_name,
     parse_manifest,
 )
+from rt_ris.records import parse_json
 
 MAX_MANIFEST_BYTES: Final = 16 << 20
 _CHUNK: Final = 1 << 20
@@ -114,7 +115,8 @@ def write_bundle(
         path: the new folder; its parent must exist.
         manifest: a draft, that is one without ``members``.
         members: file name -> its bytes, or the file to copy.
-        overwrite: replace a bundle that is already there; anything else there is never touched.
+        overwrite: replace a bundle that is already there; anything else, also a bundle's folder
+            with a further file in it, is never touched.
 
     Raises:
         ManifestError: a member's name is not allowed, one that the manifest needs is absent, or
@@ -124,7 +126,7 @@ def write_bundle(
     """
     target = Path(os.path.abspath(path))
     _check_draft(manifest, members)
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     try:
         with _partial(target) as folder:
             sealed = {name: _store(folder / name, source) for name, source in members.items()}
@@ -154,25 +156,47 @@ def _check_draft(manifest: Manifest, members: Mapping[str, bytes | Path]) -> Non
             )
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse what ``write_bundle`` would refuse about its path; costs nothing.
+
+    Raises:
+        OutputError: the path's parent does not exist; something is there that is not a bundle and
+            nothing else; or a bundle is there and ``overwrite`` is false.
+    """
+    target = Path(os.path.abspath(path))
     if not target.parent.is_dir():
         raise OutputError(f"The folder {target.parent} does not exist; create it first.")
     if not os.path.lexists(target):
         return
-    if not _looks_like_bundle(target):
+    foreign = _foreign(target)
+    if foreign is not None:
         raise OutputError(
-            f"{target} exists and is not a bundle; it is left alone, choose another path."
+            f"{target} exists and is not a bundle{foreign}; it is left alone, choose another path."
         )
     if not overwrite:
         raise OutputError(f"{target} exists; ask for it to be overwritten or choose another path.")
 
 
-def _looks_like_bundle(path: Path) -> bool:
-    """True for a real folder with a manifest and its hash, and nothing but plain files."""
+def _foreign(path: Path) -> str | None:
+    """Why this is not a bundle's folder alone; None for a bundle, even one that lacks members."""
     if path.is_symlink() or not path.is_dir():
-        return False
+        return ""
     entries = {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(path)}
-    return {MANIFEST, MANIFEST_HASH} <= set(entries) and all(entries.values())
+    if not {MANIFEST, MANIFEST_HASH} <= set(entries):
+        return ""
+    own = {MANIFEST, MANIFEST_HASH, *_listed(path)}
+    others = sorted(name for name, plain in entries.items() if not plain or name not in own)
+    return f" alone: it holds '{others[0]}', which its manifest does not list" if others else None
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names that a manifest of any version lists; none where it cannot be read."""
+    try:
+        document = parse_json(_read(folder / MANIFEST, limit=MAX_MANIFEST_BYTES))
+    except BundleError:
+        return set()
+    members = document.get("members") if isinstance(document, dict) else None
+    return set(members) if isinstance(members, dict) else set()
 
 
 @contextmanager

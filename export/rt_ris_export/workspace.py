@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rt_ris.errors import OutputError, StorageError
+from rt_ris.bundle import check_target
+from rt_ris.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,11 @@ def workspace(output: Path, *, overwrite: bool) -> Iterator[Workspace]:
     Refuses early what the final step would refuse late, after minutes of work.
 
     Raises:
-        OutputError: ``output`` exists, or its folder does not.
+        OutputError: something is there that may not be replaced, or its folder does not exist.
         StorageError: no folder can be made there.
     """
     target = Path(os.path.abspath(output))
-    if not target.parent.is_dir():
-        raise OutputError(f"The folder {target.parent} does not exist; create it first.")
-    if os.path.lexists(target) and not overwrite:
-        raise OutputError(f"{target} exists; ask for it to be overwritten or choose another path.")
+    check_target(target, overwrite=overwrite)
     try:
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".export", dir=target.parent)
     except OSError as error:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rt_ris.errors import OutputError
 from rt_ris_export.workspace import workspace
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 
 
 def test_it_lives_beside_the_output_and_goes_away(tmp_path: Path) -> None:
@@ -28,11 +31,19 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_bundle_is_refused_before_any_work(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "a.bundle").mkdir()
+    with pytest.raises(OutputError, match="exists and is not a bundle"):
+        workspace(tmp_path / "a.bundle", overwrite=overwrite).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bundle"]
+
+
+def test_a_bundle_is_replaced_only_on_request(tmp_path: Path) -> None:
+    output = Path(shutil.copytree(TINY, tmp_path / "a.bundle"))
     with pytest.raises(OutputError, match="exists; ask for it to be overwritten"):
-        workspace(tmp_path / "a.bundle", overwrite=False).__enter__()
-    with workspace(tmp_path / "a.bundle", overwrite=True):
+        workspace(output, overwrite=False).__enter__()
+    with workspace(output, overwrite=True):
         pass
 
 

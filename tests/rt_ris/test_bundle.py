@@ -175,7 +175,10 @@ def test_only_a_bundle_is_replaced_and_only_on_request(tmp_path: Path, tiny: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-@pytest.mark.parametrize("kind", ["file", "empty folder", "folder with a bundle and more", "link"])
+KINDS = ["file", "empty folder", "a bundle and a folder", "a bundle and a file", "link"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_anything_else_is_left_alone(tmp_path: Path, tiny: Path, kind: str) -> None:
     target = tmp_path / "target"
     if kind == "file":
@@ -184,12 +187,24 @@ def test_anything_else_is_left_alone(tmp_path: Path, tiny: Path, kind: str) -> N
         target.mkdir()
     elif kind == "link":
         target.symlink_to(tiny)
-    else:
+    elif kind == "a bundle and a folder":
         target = tiny
         (tiny / "notes").mkdir()
+    else:
+        target = tiny
+        (tiny / "notes.txt").write_bytes(b"mine")
     manifest, members = draft()
     with pytest.raises(OutputError, match="not a bundle"):
         write_bundle(target, manifest=manifest, members=members, overwrite=True)
+    assert kind != "a bundle and a file" or (target / "notes.txt").read_bytes() == b"mine"
+
+
+def test_an_incomplete_bundle_may_be_replaced(tiny: Path) -> None:
+    (tiny / "text.onnx").unlink()
+    reseal(tiny, lambda text: text.replace('"schema_version": 1', '"schema_version": 2'))
+    manifest, members = draft()
+    write_bundle(tiny, manifest=manifest, members=members, overwrite=True)
+    check_all(tiny)
 
 
 def test_a_missing_parent_is_said_so(tmp_path: Path) -> None:
