@@ -7,8 +7,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rt_ris.gate import PROVING, verdict_is_settled
 from rt_ris.mask import Mask, logit, place
-from rt_ris_export.parity_record import PROVING, Deviation, MaskParity
+from rt_ris_export.parity_record import Deviation, MaskParity
 
 MASK_BAND: Final = 1.0e-3
 """Half width of a mask's tie band in rms of its logits: ten times the gate on the logits."""
@@ -56,14 +57,24 @@ def compare_masks(
         picture=picture,
         sentence=truth.sentence,
         expressions=expressions,
+        pixels=truly.size,
         coverage=coverage,
         proves=PROVING[0] <= coverage <= PROVING[1],
         iou=int((inside & truly).sum()) / union if union else 1.0,
         flips=int((differs & near).sum()),
         flips_outside=int((differs & ~near).sum()),
         existence_differs=found.exists != truth.exists,
+        existence_turned=found.exists != truth.exists and _settled(truth),
         tied=tied,
     )
+
+
+def _settled(mask: Mask) -> bool:
+    """Whether the verdict on existence is beyond rounding."""
+    threshold = mask.spec.existence_threshold
+    if mask.existence is None or threshold is None:
+        return True
+    return verdict_is_settled(mask.existence, threshold)
 
 
 def _margin(mask: Mask) -> npt.NDArray[np.float32]:

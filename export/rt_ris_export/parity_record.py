@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from rt_ris.bundle import Bundle
 from rt_ris.manifest import PARITY, ParitySummary
 from rt_ris.records import from_data, parse_json
-
-PROVING: Final = (0.05, 0.95)
-"""Shares of the picture between which a mask proves something: an empty or full one does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +46,14 @@ class StageParity:
     Attributes:
         id: of the stage.
         tensors: its outputs.
+        decides: it makes hard decisions, so that a tied sentence may differ from here on.
         tied: samples whose deviation is beyond the limit and explained by a score at a hard
             decision, here or in an earlier stage.
     """
 
     id: str
     tensors: tuple[TensorParity, ...]
+    decides: bool
     tied: int
 
 
@@ -67,12 +65,14 @@ class MaskParity:
         picture: name of the gate's picture.
         sentence: what was asked.
         expressions: N of the call.
+        pixels: of the picture.
         coverage: share of the picture that PyTorch's mask covers, before the existence decision.
         proves: whether the coverage is one at which a comparison means something.
         iou: of the two masks; 1 if both are empty.
         flips: pixels that differ and lie within the tie band of the threshold.
         flips_outside: pixels that differ and lie beyond it.
         existence_differs: the two sides disagree on whether the thing is there.
+        existence_turned: they do although PyTorch's logit is beyond the band around the threshold.
         tied: a score lies at the threshold of a hard decision inside a stage, so that another
             machine may decide otherwise and its tensors differ, whether or not they do here.
     """
@@ -80,12 +80,14 @@ class MaskParity:
     picture: str
     sentence: str
     expressions: int
+    pixels: int
     coverage: float
     proves: bool
     iou: float
     flips: int
     flips_outside: int
     existence_differs: bool
+    existence_turned: bool
     tied: bool
 
 
@@ -98,6 +100,11 @@ class ParityRecord:
         mask_iou_limit: limit on the IoU of masks that prove something.
         mask_band: half width of the masks' tie band, in rms of the mask's logits.
         tie_band: the same for hard decisions inside stages, in rms of their scores.
+        existence_band: half width of the band around the existence threshold, in logits.
+        flip_share: the most flips, as a share of a picture's pixels.
+        tied_error: limit on the relative deviations of tied sentences.
+        tied_share: the most samples that ties may excuse at one stage, as a share.
+        tied_flips: the most ``flips_outside`` of a tied sentence, as a share of its pixels.
         seeded: the weights are random ones; then the logits count and the masks prove little.
         proving: number of masks that prove something.
         stages: in running order.
@@ -108,6 +115,11 @@ class ParityRecord:
     mask_iou_limit: float
     mask_band: float
     tie_band: float
+    existence_band: float
+    flip_share: float
+    tied_error: float
+    tied_share: float
+    tied_flips: float
     seeded: bool
     proving: int
     stages: tuple[StageParity, ...]

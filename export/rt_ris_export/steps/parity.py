@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rt_ris.backends import open_backend
 from rt_ris.backends.base import Runner
 from rt_ris.errors import ParityError
+from rt_ris.gate import EXISTENCE_BAND, PROVING, TIED_ERROR, TIED_FLIPS, TIED_SHARE
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import StageArtefact
 from rt_ris.mask import Mask, Placement, sigmoid
@@ -50,11 +51,8 @@ from rt_ris_train.architecture import ReferringNetwork
 MASK_IOU_LIMIT: Final = 0.99
 """For masks that prove something; ties may still flip a pixel in a hundred."""
 
-TIED_SHARE: Final = 0.25
-"""The most samples that a tie may excuse at one stage; a real fault shows on most of them."""
-
-TIED_ERROR: Final = 0.25
-"""What a tie may do at most, as a relative error: it changes single pixels, not the picture."""
+FLIP_SHARE: Final = 1.0e-3
+"""The most pixels of a mask, as a share of the picture, that may flip inside the tie band."""
 
 _EXTERNAL: Final = frozenset({PIXELS, VALID_BOX, TOKEN_IDS, TOKEN_MASK})
 
@@ -115,14 +113,15 @@ def measure(
         graphs: ONNX files by stage id.
         samples: pictures and sentences.
         tolerance: limit on the relative error of every stage output.
-        seeded: the weights are random; recorded only.
+        seeded: the weights are random, so that no mask need prove anything.
         say: takes messages about progress.
 
     Returns:
         The record, and the inputs and PyTorch's answers for each picture.
 
     Raises:
-        ParityError: a stage or a mask differs; ``stage`` is the first one.
+        ParityError: a stage or a mask differs, or no mask proves anything; ``stage`` is the first
+            one.
     """
     runs = tuple(run for sample in samples for run in _runs(network, sample, say))
     stages = []
@@ -132,11 +131,18 @@ def measure(
             stages.append(gate.measure(runs, tolerance=tolerance))
     masks = tuple(mask for run in runs for mask in _compared_masks(run, network.mask))
     _judge_masks(masks, stages[-1].id)
+    if not seeded:
+        _judge_proof(masks, stages[-1].id)
     record = ParityRecord(
         tolerance=tolerance,
         mask_iou_limit=MASK_IOU_LIMIT,
         mask_band=MASK_BAND,
         tie_band=TIE_BAND,
+        existence_band=EXISTENCE_BAND,
+        flip_share=FLIP_SHARE,
+        tied_error=TIED_ERROR,
+        tied_share=TIED_SHARE,
+        tied_flips=TIED_FLIPS,
         seeded=seeded,
         proving=sum(mask.proves for mask in masks),
         stages=tuple(stages),
@@ -209,7 +215,12 @@ class _StageGate:
             )
             for name, pairs in measured.items()
         )
-        return StageParity(id=self.spec.id, tensors=tensors, tied=self._excused(runs))
+        return StageParity(
+            id=self.spec.id,
+            tensors=tensors,
+            decides=self.finder.decides,
+            tied=self._excused(runs),
+        )
 
     def _outputs(self, runs: Sequence[_Run]) -> Iterator[tuple[_Run, Values]]:
         """Extend each run's chain; give what the stage makes of PyTorch's activations.
@@ -221,12 +232,16 @@ class _StageGate:
         known: dict[str, tuple[Values, Values]] = {}
         for run in runs:
             if run.sample.name not in known or not self.of_image:
-                made_here = self.runner.run(run.chained)
-                alone = made_here if first else self.runner.run(run.truth)
+                made_here = self._run(run.chained)
+                alone = made_here if first else self._run(run.truth)
                 known[run.sample.name] = (made_here, alone)
             chained, isolated = known[run.sample.name]
             run.chained.update(chained)
             yield run, isolated
+
+    def _run(self, inputs: Values) -> Values:
+        """The stage's outputs; copied, as ONNX Runtime's own keep all of a session's memory."""
+        return {name: array.copy() for name, array in self.runner.run(inputs).items()}
 
     def _judge(
         self, run: _Run, name: str, found: Array, tolerance: float, *, inputs: Values
@@ -307,15 +322,38 @@ def _masks(run: _Run, values: Values, spec: MaskSpec) -> list[Mask]:
 
 def _judge_masks(masks: Sequence[MaskParity], stage: str) -> None:
     for mask in masks:
-        beyond = mask.flips_outside > 0 and not mask.tied
-        if beyond or (mask.proves and mask.iou < MASK_IOU_LIMIT):
+        inside = int(FLIP_SHARE * mask.pixels)
+        outside = int(TIED_FLIPS * mask.pixels) if mask.tied else 0
+        wrong = mask.proves and mask.iou < MASK_IOU_LIMIT
+        if wrong or mask.flips > inside or mask.flips_outside > outside:
             raise ParityError(
                 f"The mask of '{mask.sentence}' on picture '{mask.picture}' differs from "
-                f"PyTorch's: IoU {mask.iou:.4f} (limit {MASK_IOU_LIMIT}), {mask.flips_outside} "
-                f"pixels beyond the tie band (limit 0). No bundle was written.",
+                f"PyTorch's: IoU {mask.iou:.4f} (limit {MASK_IOU_LIMIT}), {mask.flips} pixels "
+                f"within the tie band (limit {inside}), {mask.flips_outside} beyond it (limit "
+                f"{outside}). No bundle was written.",
                 stage=stage,
                 error=1.0 - mask.iou,
             )
+        if mask.existence_turned:
+            raise ParityError(
+                f"PyTorch and the exported stages disagree on whether '{mask.sentence}' is on "
+                f"picture '{mask.picture}', although PyTorch's logit is more than "
+                f"{EXISTENCE_BAND} from the threshold. No bundle was written.",
+                stage=stage,
+                error=1.0,
+            )
+
+
+def _judge_proof(masks: Sequence[MaskParity], stage: str) -> None:
+    """Refuse a gate in which every mask is nearly empty or nearly full."""
+    if not any(mask.proves for mask in masks):
+        raise ParityError(
+            f"Nothing was proven: none of PyTorch's {len(masks)} masks on the gate's pictures "
+            f"covers {PROVING[0]:.0%} to {PROVING[1]:.0%} of its picture, and empty or full masks "
+            "agree whatever is wrong. Export a checkpoint that finds something on them, or add a "
+            "picture with things it knows to the gate. No bundle was written.",
+            stage=stage,
+        )
 
 
 def _golden(run: _Run) -> GoldenCase:
