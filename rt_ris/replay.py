@@ -2,7 +2,8 @@
 
 ``golden.npz`` holds pictures, sentences and PyTorch's values (``docs/bundle.md``). The same gate
 applies as when the bundle was made: the relative error ``||a - b||_2 / ||b||_2`` of every tensor,
-sentence by sentence, and the IoU of every mask that covers 5 to 95 % of its picture.
+sentence by sentence, the verdicts on existence, and the IoU of every mask that covers 5 to 95 % of
+its picture. Tied sentences are judged too, by the looser limits of ``gate.py``.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ import numpy as np
 from rt_ris.backends.base import Array
 from rt_ris.bundle import Bundle
 from rt_ris.errors import BundleError
+from rt_ris.gate import PROVING, Ties, read_ties, verdict_is_settled
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import GOLDEN, PARITY, ParitySummary
-from rt_ris.mask import Mask, Placement
+from rt_ris.mask import Mask, Placement, sigmoid
 from rt_ris.predictor import Predictor, masks_of
 from rt_ris.records import parse_json
 from rt_ris.session import Segmentation
 from rt_ris.spec import EXISTENCE, LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, Dependency
 from rt_ris.text import Tokens, TruncationWarning
 
-PROVING: Final = (0.05, 0.95)
-"""Shares of the picture between which a mask proves something."""
-
 PICTURE_STEP: Final = "prepare"
 TOKEN_STEP: Final = "tokenizer"
+VERDICT_STEP: Final = "verdict"
 MASK_STEP: Final = "mask"
+TIED_MASK_STEP: Final = "tied mask"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class Check:
 
     Attributes:
         case: number of the picture in ``golden.npz``.
-        step: id of the stage, or ``prepare``, ``tokenizer``, ``mask``.
-        name: of the tensor, or the sentence.
-        error: relative error; for a mask 1 - IoU; for exact steps the share that differs.
+        step: id of the stage, or ``prepare``, ``tokenizer``, ``verdict``, ``mask``, ``tied mask``.
+        name: of the tensor, or the sentence, or what was counted.
+        error: relative error; for a mask 1 - IoU; for exact steps and what is counted a share.
         limit: the most it may be.
     """
 
@@ -66,8 +67,8 @@ class Replay:
 
     Attributes:
         checks: each comparison.
-        tied: sentences whose tensors are not compared, because the gate found a score at the
-            threshold of a hard decision; their masks are.
+        tied: sentences that needed the looser limit, because the gate found a score of theirs at
+            the threshold of a hard decision.
         flips: pixels over all masks on the other side of the threshold.
     """
 
@@ -92,15 +93,19 @@ def replay(bundle: Bundle, predictor: Predictor) -> Replay:
     Raises:
         BundleError: the bundle has no golden vectors, or they break the format.
     """
-    tied = _tied_sentences(bundle)
+    ties = _ties(bundle)
     checks: list[Check] = []
-    flips = excused = 0
+    cases: list[_Case] = []
     for number, golden in enumerate(_cases(bundle)):
-        case = _Case(number, golden, predictor=predictor, limits=bundle.manifest.parity, tied=tied)
+        case = _Case(number, golden, predictor=predictor, limits=bundle.manifest.parity, ties=ties)
         checks += case.checks()
-        flips += case.flips()
-        excused += len(case.excused)
-    return Replay(checks=tuple(checks), tied=excused, flips=flips)
+        cases.append(case)
+    checks += _shares(cases, ties)
+    return Replay(
+        checks=tuple(checks),
+        tied=sum(len(set().union(*case.excused.values())) for case in cases),
+        flips=sum(case.flips() for case in cases),
+    )
 
 
 def relative_error(found: Array, truth: Array) -> float:
@@ -129,11 +134,13 @@ class _Case:
         *,
         predictor: Predictor,
         limits: ParitySummary,
-        tied: frozenset[str],
+        ties: Ties,
     ) -> None:
         self.number, self.golden, self.predictor, self.limits = number, golden, predictor, limits
         self.sentences = [str(sentence) for sentence in golden["sentences"]]
-        self.excused = {row for row, text in enumerate(self.sentences) if text in tied}
+        self.ties = ties
+        self.tied = {row for row, text in enumerate(self.sentences) if text in ties.sentences}
+        self.excused: dict[str, set[int]] = {}
         own = prepare(golden["picture"], predictor.image)
         self.prepared = Prepared(
             pixels=golden[PIXELS], valid_box=golden[VALID_BOX], box=own.box, size=own.size
@@ -162,7 +169,9 @@ class _Case:
             share = _share_that_differs(own, self.golden[name])
             yield Check(case=self.number, step=step, name=name, error=share, limit=0.0)
         yield from self._tensor_checks()
+        yield from self._verdict_checks()
         yield from self._mask_checks()
+        yield from self._tied_mask_checks()
 
     def flips(self) -> int:
         """Pixels on the other side of the threshold."""
@@ -170,18 +179,52 @@ class _Case:
 
     def _tensor_checks(self) -> Iterator[Check]:
         graph = self.predictor.session.graph
-        limit = self.limits.relative_error_limit
+        decided = False
         for stage in graph.stages:
+            decided |= stage.id in self.ties.deciding
+            loose = decided and graph.dependency(stage.id) is Dependency.BOTH
             for spec in stage.outputs:
-                if spec.name not in self.golden:
-                    continue
-                found, truth = self.values[spec.name], self.golden[spec.name]
-                of_image = graph.values[spec.name] is Dependency.IMAGE
-                rows = [row for row in range(len(truth)) if of_image or row not in self.excused]
-                error = max((relative_error(found[row], truth[row]) for row in rows), default=0.0)
-                yield Check(
-                    case=self.number, step=stage.id, name=spec.name, error=error, limit=limit
-                )
+                if spec.name in self.golden:
+                    yield from self._row_checks(stage.id, spec.name, self.tied if loose else set())
+
+    def _row_checks(self, stage: str, name: str, tied: set[int]) -> Iterator[Check]:
+        """The worst row within the normal limit or beyond it, then the worst that a tie excuses."""
+        found, truth = self.values[name], self.golden[name]
+        errors = [relative_error(a, b) for a, b in zip(found, truth, strict=True)]
+        limit, looser = self.limits.relative_error_limit, self.ties.error
+        excused = {row for row in tied if not errors[row] <= limit}
+        normal = max((error for row, error in enumerate(errors) if row not in excused), default=0.0)
+        yield Check(case=self.number, step=stage, name=name, error=normal, limit=limit)
+        if excused:
+            self.excused.setdefault(stage, set()).update(excused)
+            error = max(errors[row] for row in excused)
+            yield Check(
+                case=self.number, step=stage, name=f"{name} (tied)", error=error, limit=looser
+            )
+
+    def _verdict_checks(self) -> Iterator[Check]:
+        """Verdicts on existence that differ although rounding could not turn them."""
+        threshold = self.predictor.mask.existence_threshold
+        if threshold is None:
+            return
+        found, truth = (sigmoid(values[EXISTENCE]) for values in (self.values, self.golden))
+        settled = np.array([verdict_is_settled(float(one), threshold) for one in truth])
+        share = float((((found >= threshold) != (truth >= threshold)) & settled).mean())
+        yield Check(
+            case=self.number, step=VERDICT_STEP, name="verdicts turned", error=share, limit=0.0
+        )
+
+    def _tied_mask_checks(self) -> Iterator[Check]:
+        for row in sorted(self.tied):
+            found, truth = self.pairs[row]
+            share = float((found.binary ^ truth.binary).mean())
+            yield Check(
+                case=self.number,
+                step=TIED_MASK_STEP,
+                name=truth.sentence,
+                error=share,
+                limit=self.ties.flips,
+            )
 
     def _mask_checks(self) -> Iterator[Check]:
         for found, truth in self.pairs:
@@ -232,13 +275,26 @@ def _cases(bundle: Bundle) -> Sequence[Mapping[str, Array]]:
     return [cases[number] for number in sorted(cases)]
 
 
-def _tied_sentences(bundle: Bundle) -> frozenset[str]:
-    """Sentences that the gate excused on tensors; see ``parity.json`` in ``docs/bundle.md``."""
+def _ties(bundle: Bundle) -> Ties:
+    """What the bundle says about ties; without a record there are none."""
     if PARITY not in bundle.manifest.members:
-        return frozenset()
-    record = parse_json(bundle.read(PARITY))
-    masks = record.get("masks", []) if isinstance(record, dict) else []
-    return frozenset(mask["sentence"] for mask in masks if mask.get("tied"))
+        return Ties()
+    return read_ties(parse_json(bundle.read(PARITY)))
+
+
+def _shares(cases: Sequence[_Case], ties: Ties) -> Iterator[Check]:
+    """Per stage the share of all sentences that a tie excuses, at the last picture that has one."""
+    total = sum(len(case.sentences) for case in cases)
+    for stage in dict.fromkeys(stage for case in cases for stage in case.excused):
+        with_some = [case for case in cases if stage in case.excused]
+        share = sum(len(case.excused[stage]) for case in with_some) / total
+        yield Check(
+            case=with_some[-1].number,
+            step=stage,
+            name="share of sentences excused by ties",
+            error=share,
+            limit=ties.share,
+        )
 
 
 def _share_that_differs(found: Array, truth: Array) -> float:

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from rt_ris.bundle import Bundle
+from rt_ris.bundle import Bundle, write_bundle
 from rt_ris.errors import (
     CheckpointError,
     OutputError,
@@ -20,8 +20,10 @@ from rt_ris.errors import (
     RtRisError,
     StorageError,
 )
-from rt_ris.manifest import GOLDEN
+from rt_ris.manifest import GOLDEN, PARITY
 from rt_ris.predictor import Predictor
+from rt_ris.records import to_json
+from rt_ris.replay import replay
 from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
 from rt_ris_export.gate_data import shipped_samples
 from rt_ris_export.golden import STORED
@@ -99,6 +101,28 @@ def test_golden_vectors_replay(traced: Traced) -> None:
     assert {name[2:] for name in content.files if name.startswith("1/")} == outer
     inner = {name[2:] for name in content.files if name.startswith("0/")} - outer
     assert inner == {"z_v", "z_l", "f_lav", "f_val"}
+
+
+def test_a_resealed_bundle_whose_sentences_are_all_tied_fails(
+    traced: Traced, tmp_path: Path
+) -> None:
+    """Nothing that its record says about ties lets a bundle pass with another text encoder."""
+    bundle = Bundle.open(traced.bundle)
+    with np.load(io.BytesIO(bundle.read(GOLDEN)), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays["0/z_l"] = arrays["0/z_l"] * np.float32(3)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    record = read_record(traced.bundle)
+    tied = replace(record, masks=tuple(replace(mask, tied=True) for mask in record.masks))
+    members: dict[str, bytes | Path] = {name: bundle.read(name) for name in bundle.manifest.members}
+    members |= {GOLDEN: stream.getvalue(), PARITY: to_json(tied)}
+    manifest = replace(bundle.manifest, members={})
+    resealed = write_bundle(tmp_path / "resealed.bundle", manifest=manifest, members=members)
+    with Predictor.load(resealed.path) as predictor:
+        found = replay(resealed, predictor)
+    assert found.first_miss is not None
+    assert (found.first_miss.step, found.first_miss.name) == ("text_encoder", "z_l")
 
 
 @pytest.mark.usefixtures("one_picture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rt_ris.text import Tokenizer
 from rt_ris_export import onnx_graph
 from rt_ris_export.compare import by_sentence, compare_masks, deviation
 from rt_ris_export.gate_data import GateSample, shipped_samples
-from rt_ris_export.parity_record import Deviation, worst
+from rt_ris_export.parity_record import Deviation, MaskParity, ParityRecord, worst
 from rt_ris_export.steps import parity
 from rt_ris_export.ties import TieFinder
 from rt_ris_export.truth import activations
@@ -44,6 +45,12 @@ def _files(traced: Traced, folder: Path, **changed: bytes) -> dict[str, Path]:
         paths[name] = folder / f"{name}.onnx"
         paths[name].write_bytes(raw)
     return paths
+
+
+def _measured(traced: Traced, graphs: Mapping[str, Path], *, seeded: bool = True) -> ParityRecord:
+    """The gate on one picture."""
+    samples = shipped_samples()[:1]
+    return parity.measure(traced.network, graphs, samples=samples, tolerance=1e-4, seeded=seeded)[0]
 
 
 def test_the_truth_is_the_forward_pass_of_training(traced: Traced) -> None:
@@ -130,6 +137,7 @@ def test_existence_empties_no_comparison() -> None:
         _mask(logits, existence=0.1), _mask(logits), picture="p", expressions=1, tied=False
     )
     assert measured.existence_differs
+    assert measured.existence_turned
     assert (measured.iou, measured.coverage) == (1.0, 0.5)
 
 
@@ -158,11 +166,10 @@ def test_a_tie_is_recorded_even_where_it_did_not_matter(
         return np.arange(len(values[TOKEN_MASK])) == 1
 
     monkeypatch.setattr(TieFinder, "tied", second)
-    record, _ = parity.measure(
-        traced.network, _files(traced, tmp_path), samples=shipped_samples()[:1], tolerance=1e-4
-    )
+    record = _measured(traced, _files(traced, tmp_path))
     assert [mask.tied for mask in record.masks] == [False, True, False, False]
     assert [stage.tied for stage in record.stages] == [0, 0, 0, 0]
+    assert [stage.decides for stage in record.stages] == [False, False, True, False]
 
 
 def test_a_stage_without_decisions_has_no_ties(traced: Traced) -> None:
@@ -184,23 +191,76 @@ def test_a_tie_excuses_a_few_samples_and_no_more(
 
     monkeypatch.setattr(TieFinder, "tied", always)
     with pytest.raises(ParityError, match="differs from PyTorch on 4 of 4 samples") as caught:
-        parity.measure(traced.network, graphs, samples=shipped_samples()[:1], tolerance=1e-4)
+        _measured(traced, graphs)
     assert caught.value.stage == "fusion"
     monkeypatch.setattr(parity, "TIED_SHARE", 1.0)
-    record, _ = parity.measure(
-        traced.network, graphs, samples=shipped_samples()[:1], tolerance=1e-4
-    )
+    record = _measured(traced, graphs)
     assert [stage.tied for stage in record.stages] == [0, 0, 4, 4]
     assert all(mask.tied for mask in record.masks)
 
 
-def test_a_wrong_mask_is_a_miss(traced: Traced, tmp_path: Path) -> None:
-    record, _ = parity.measure(
-        traced.network, _files(traced, tmp_path), samples=shipped_samples()[:1], tolerance=1e-4
-    )
-    good = record.masks[0]
-    for bad in (replace(good, flips_outside=1), replace(good, proves=True, iou=0.5)):
-        with pytest.raises(ParityError, match="The mask of 'the cat' on picture 'chelsea'"):
-            parity._judge_masks([good, bad], "decoder")
-    parity._judge_masks([good, replace(good, flips_outside=1, tied=True)], "decoder")
-    parity._judge_masks([good, replace(good, proves=False, iou=0.5)], "decoder")
+def test_a_verdict_near_its_threshold_may_turn() -> None:
+    logits = np.ones((10, 10))
+    above, below = _mask(logits, existence=0.50002), _mask(logits, existence=0.49998)
+    measured = compare_masks(below, above, picture="p", expressions=1, tied=False)
+    assert measured.existence_differs
+    assert not measured.existence_turned
+
+
+GOOD = MaskParity(
+    picture="chelsea",
+    sentence="the cat",
+    expressions=1,
+    pixels=10_000,
+    coverage=0.5,
+    proves=True,
+    iou=1.0,
+    flips=0,
+    flips_outside=0,
+    existence_differs=False,
+    existence_turned=False,
+    tied=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"iou": 0.5}, r"IoU 0.5000 \(limit 0.99\)"),
+        ({"iou": 0.5, "tied": True}, r"IoU 0.5000 \(limit 0.99\)"),
+        ({"flips": 11}, r"11 pixels within the tie band \(limit 10\)"),
+        ({"flips_outside": 1}, r"1 beyond it \(limit 0\)"),
+        ({"flips_outside": 101, "tied": True}, r"101 beyond it \(limit 100\)"),
+        ({"existence_differs": True, "existence_turned": True}, "disagree on whether 'the cat'"),
+    ],
+)
+def test_a_wrong_mask_is_a_miss(changed: dict[str, float], said: str) -> None:
+    with pytest.raises(ParityError, match=said) as caught:
+        parity._judge_masks([GOOD, replace(GOOD, **changed)], "decoder")  # type: ignore[arg-type]
+    assert caught.value.stage == "decoder"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"flips": 10},
+        {"flips_outside": 100, "tied": True},
+        {"iou": 0.5, "proves": False},
+        {"existence_differs": True},
+    ],
+)
+def test_what_rounding_may_do_to_a_mask_passes(changed: dict[str, float]) -> None:
+    parity._judge_masks([GOOD, replace(GOOD, **changed)], "decoder")  # type: ignore[arg-type]
+
+
+def test_a_gate_without_a_proving_mask_proves_nothing(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(*masks: Mask, **_: object) -> MaskParity:
+        return replace(GOOD, coverage=0.0, proves=False)
+
+    monkeypatch.setattr(parity, "compare_masks", empty)
+    graphs = _files(traced, tmp_path)
+    with pytest.raises(ParityError, match="Nothing was proven: none of PyTorch's 4 masks"):
+        _measured(traced, graphs, seeded=False)
+    assert _measured(traced, graphs).proving == 0

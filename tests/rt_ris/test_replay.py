@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_golden_vectors_are_reproduced() -> None:
         "image",
         "text",
         *["fusion"] * 2,
+        "verdict",
         *["mask"] * 2,
     ]
 
@@ -64,6 +66,11 @@ def scaled(name: str, factor: float) -> Change:
         arrays[name] = (arrays[name] * factor).astype(arrays[name].dtype)
 
     return change
+
+
+def twice(arrays: dict[str, Array]) -> None:
+    """A second picture, so that one sentence is less than a quarter of all."""
+    arrays |= {f"1{name[1:]}": array.copy() for name, array in arrays.items()}
 
 
 def pixel_off(arrays: dict[str, Array]) -> None:
@@ -93,27 +100,106 @@ def test_the_first_step_that_differs_is_named(tmp_path: Path, change: Change, st
     assert found.first_miss.error > found.first_miss.limit or step == "fusion"
 
 
-def test_a_tied_sentence_is_judged_by_its_mask(tmp_path: Path) -> None:
+def record(*tied: str, **more: object) -> bytes:
+    """A ``parity.json`` in which the fusion decides and some sentences are tied."""
+    document = {
+        "masks": [{"sentence": "the red thing"}, *({"sentence": it, "tied": True} for it in tied)],
+        "stages": [{"id": "text", "decides": False}, {"id": "fusion", "decides": True}],
+    }
+    return json.dumps(document | more).encode()
+
+
+def test_a_tied_sentence_has_a_looser_limit_where_the_decision_is(tmp_path: Path) -> None:
     def change(arrays: dict[str, Array]) -> None:
+        twice(arrays)
         arrays["0/logits"][1] *= 1.001
 
     assert replayed(rewritten(tmp_path / "a", change)).first_miss is not None
-    tied = b'{"masks": [{"sentence": "blue", "tied": true}, {"sentence": "the red thing"}]}'
-    found = replayed(rewritten(tmp_path / "b", change, parity=tied))
+    found = replayed(rewritten(tmp_path / "b", change, parity=record("blue")))
     assert found.first_miss is None
     assert found.tied == 1
+    loose = [check for check in found.checks if check.name == "logits (tied)"]
+    assert [(check.case, check.limit) for check in loose] == [(0, 0.25)]
 
 
 def test_masks_have_their_own_gate(tmp_path: Path) -> None:
     def change(arrays: dict[str, Array]) -> None:
-        arrays["0/logits"][1] += 2
+        twice(arrays)
+        arrays["0/logits"][1] += 0.4
 
-    tied = b'{"masks": [{"sentence": "blue", "tied": true}]}'
-    found = replayed(rewritten(tmp_path, change, parity=tied))
+    found = replayed(rewritten(tmp_path, change, parity=record("blue")))
     assert found.first_miss is not None
     assert (found.first_miss.step, found.first_miss.name) == ("mask", "blue")
     assert found.tied == 1
     assert found.flips > 0
+    (tied,) = (check for check in found.checks if check.step == "tied mask" and check.case == 0)
+    assert (tied.name, tied.limit, tied.passed) == ("blue", 0.01, False)
+
+
+EVERY = ("the red thing", "blue", "the green one")
+
+
+def tripled(arrays: dict[str, Array]) -> None:
+    arrays["0/weights"] *= 3
+    arrays["0/existence"] *= -1
+
+
+def negated(arrays: dict[str, Array]) -> None:
+    arrays["0/existence"] *= -1
+
+
+def slightly(arrays: dict[str, Array]) -> None:
+    arrays["0/logits"] *= 1.001
+
+
+@pytest.mark.parametrize(
+    ("change", "parity", "step", "name"),
+    [
+        (tripled, record(*EVERY), "text", "weights"),
+        (tripled, record(*EVERY, stages=[{"id": "text", "decides": True}]), "text", "weights"),
+        (negated, record(*EVERY), "fusion", "existence (tied)"),
+        (slightly, record(*EVERY, stages=[]), "fusion", "logits"),
+        (slightly, record(*EVERY, tied_error=0.0), "fusion", "logits (tied)"),
+        (slightly, record(*EVERY), "fusion", "share of sentences excused by ties"),
+    ],
+)
+def test_a_resealed_bundle_whose_sentences_are_all_tied_fails(
+    tmp_path: Path, change: Change, parity: bytes, step: str, name: str
+) -> None:
+    """Whoever marks everything as tied gets a bounded excuse, and only after the decision."""
+    found = replayed(rewritten(tmp_path, change, parity=parity))
+    assert found.first_miss is not None
+    assert (found.first_miss.step, found.first_miss.name) == (step, name)
+
+
+def test_a_verdict_may_turn_only_at_its_threshold(tmp_path: Path) -> None:
+    """Whatever a tie excuses, what is on the picture stays on it."""
+
+    def turned(arrays: dict[str, Array]) -> None:
+        twice(arrays)
+        arrays["0/existence"][1] = -arrays["0/existence"][1]
+
+    found = replayed(rewritten(tmp_path, turned, parity=record("blue")))
+    assert [check.error for check in found.checks if check.step == "verdict"] == [1 / 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("parity", "said"),
+    [
+        (record(tied_error=0.3), "'tied_error' is 0.3; accepted is 0 to 0.25"),
+        (record(tied_share=1), "'tied_share' is 1; accepted is 0 to 0.25"),
+        (record(tied_flips=True), "'tied_flips' is True"),
+        (record(masks=3), "'masks' is no list"),
+        (record(masks=[3]), "stands where an object is expected"),
+        (record(stages=[{"decides": True}]), "has no text 'id'"),
+        (b"[]", "stands where an object is expected"),
+    ],
+)
+def test_a_record_that_asks_for_too_much_is_refused(
+    tmp_path: Path, parity: bytes, said: str
+) -> None:
+    with pytest.raises(BundleError, match=said):
+        replayed(rewritten(tmp_path, lambda _: None, parity=parity))
 
 
 def lacking(name: str) -> Change:
