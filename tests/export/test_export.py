@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_network_is_refused(traced: Traced, tmp_path: Pa
 def test_an_existing_output_is_refused_before_any_work(traced: Traced, tmp_path: Path) -> None:
     out = tmp_path / "a.bundle"
     out.mkdir()
-    with pytest.raises(OutputError, match="exists; ask for it to be overwritten"):
+    with pytest.raises(OutputError, match="is not a bundle; it is left alone"):
         export_bundle(_recipe(out))
     with pytest.raises(OutputError, match="is not a bundle; it is left alone"):
         export_bundle(_recipe(out, overwrite=True), steps=traced.steps())
