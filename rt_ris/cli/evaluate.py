@@ -71,7 +71,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
             )
         return Predictor.load(args.model, threads=args.threads)
     try:
-        import torch
+        from rt_ris_train.checkpoint import load_network
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -81,12 +81,11 @@ def _predictor(args: argparse.Namespace) -> Predictor:
             extra="train,lite",
             module="torch",
         ) from error
-    from rt_ris_train.checkpoint import load_network
     from rt_ris_train.official import named_files
     from rt_ris_train.runner import predictor_of
+    from rt_ris_train.threads import use_threads
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     weights = named_files(args.weights)
     loaded = load_network(args.arch, args.variant, args.model, weights=weights)
     return predictor_of(loaded.network)

@@ -28,15 +28,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end of the recipe."""
-    import torch
-
     from rt_ris_train.curve import draw_curve
     from rt_ris_train.loop import Trainer
     from rt_ris_train.official import named_files
     from rt_ris_train.recipe import find_recipe, read_recipe
+    from rt_ris_train.threads import use_threads
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     recipe = read_recipe(find_recipe(args.recipe))
     say, count = _lines()
     trainer = Trainer(

@@ -307,6 +307,17 @@ def test_ends_have_exit_codes(
     assert ("Traceback" in captured.err) is (code == 70)
 
 
+def test_a_checkpoint_without_pytorch_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip("pycocotools")
+    monkeypatch.setattr("rt_ris_train.data.refcoco.RefDataset.open", lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "rt_ris_train.checkpoint", raising=False)
+    assert main(["evaluate", "a", "--arch", "maris", "--data", str(tmp_path)]) == 4
+    assert "A checkpoint is evaluated in PyTorch; run: pip install" in capsys.readouterr().err
+
+
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RT_RIS_DEBUG", "1")
     monkeypatch.setattr("rt_ris.cli.verify.run", raising(MissingExtraError("no", extra="cpu")))
