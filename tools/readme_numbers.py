@@ -29,12 +29,14 @@ def numbers(result: dict[str, Any]) -> str:
 | the bundle, {some["sentences"]} sentences | {_row(some)} |
 | PyTorch, the same {trained["sentences"]} | {_row(trained)} |
 
-Scenes and backgrounds are new, the objects are not: known kinds, known cut-outs. One thread of
-{result["machine"]["processor"]}: {milliseconds["new_picture_and_sentence"]:.0f} ms of processor
-time for a new picture with its first sentence, {milliseconds["further_sentence"]:.0f} ms for a
-further sentence ({times["first_over_further"]:.1f} times less),
-{milliseconds["one_of_16"]:.0f} ms each for sixteen in one call. The bundle has
-{result["bundle_bytes"] / 1e6:.0f} MB.
+Scenes and backgrounds are new, the objects are not: known kinds, known cut-outs. Processor time of
+one thread ({result["machine"]["processor"]}), whole calls without resizing masks to full size:
+
+| a new picture with its first sentence | a further sentence | each of sixteen in one call |
+|---|---|---|
+| {milliseconds["new_picture_and_sentence"]:.1f} ms | {milliseconds["further_sentence"]:.1f} ms, {times["first_over_further"]:.2f} times less | {milliseconds["one_of_16"]:.1f} ms |
+
+The bundle has {result["bundle_bytes"] / 1e6:.0f} MB.
 """
 
 
