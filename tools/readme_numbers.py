@@ -20,7 +20,6 @@ def numbers(result: dict[str, Any]) -> str:
     masks, times = result["masks"], result["time"]
     whole, other = masks["bundle"], masks["bundle_sentences_on_other_pictures"]
     some, trained = masks["bundle_compared"], masks["pytorch_compared"]
-    milliseconds = {name: spread["median"] for name, spread in times["milliseconds"].items()}
     return f"""
 | on composite scenes it has not seen | oIoU | mIoU | Pr@0.5 | no-target accuracy | T-acc |
 |---|---|---|---|---|---|
@@ -34,10 +33,17 @@ one thread ({result["machine"]["processor"]}), whole calls without resizing mask
 
 | a new picture with its first sentence | a further sentence | each of sixteen in one call |
 |---|---|---|
-| {milliseconds["new_picture_and_sentence"]:.1f} ms | {milliseconds["further_sentence"]:.1f} ms, {times["first_over_further"]:.2f} times less | {milliseconds["one_of_16"]:.1f} ms |
+| {_times(times)} |
 
 The bundle has {result["bundle_bytes"] / 1e6:.0f} MB.
 """
+
+
+def _times(times: dict[str, Any]) -> str:
+    milliseconds = {name: spread["median"] for name, spread in times["milliseconds"].items()}
+    first, further = milliseconds["new_picture_and_sentence"], milliseconds["further_sentence"]
+    ratio = times["first_over_further"]
+    return f"{first} ms | {further} ms, {ratio} times less | {milliseconds['one_of_16']} ms"
 
 
 def _row(measures: dict[str, Any]) -> str:
