@@ -63,14 +63,14 @@ def cpu_seconds(first: str, then: str) -> float:
         f"import time; {first}; start = time.process_time(); {then}; "
         "print(time.process_time() - start)"
     )
-    return min(float(run(code)) for _ in range(5))
+    return min(float(run(code)) for _ in range(3))
 
 
 def test_importing_costs_little() -> None:
+    # What users import brings Pillow and the tokenizer. Measured against NumPy on the same machine:
+    # a slip to torch or a library of its size costs several times as much.
     numpy = cpu_seconds("pass", "import numpy")
-    assert cpu_seconds("pass", "import rt_ris") < numpy + 0.050
-    # the predictor brings Pillow and the tokenizer; a slip to an engine or torch costs seconds
-    assert cpu_seconds("import numpy", "from rt_ris import Predictor") < 0.300
+    assert cpu_seconds("pass", "from rt_ris import Predictor") - numpy < 1.5 * numpy + 0.050
 
 
 def test_the_runtime_stays_under_3000_lines() -> None:
