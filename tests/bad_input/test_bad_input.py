@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from PIL import Image
 
 import rt_ris.errors
 from rt_ris.cli import main
+from rt_ris.image import load_image
 from rt_ris.text import TruncationWarning
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +252,34 @@ def full_disk(call: Call) -> None:
     call.patch.setattr(Path, "write_bytes", full)
 
 
+PIXELS: dict[str, tuple[int, int, int]] = {
+    "grey": (90, 90, 90),
+    "rgba": (242, 137, 137),
+    "palette": (255, 255, 255),
+    "sixteen-bit": (156, 156, 156),
+    "exif": (230, 20, 20),
+    "cmyk": (230, 20, 20),
+    "long": (230, 20, 20),
+}
+"""What the pictures' pixels are read as; JPEG is off by a few."""
+
+SIZES = {"exif": (40, 24), "one-pixel": (1, 1), "long": (3, 20_000)}
+"""Height and width of the masks; those of the others are 24 and 40."""
+
+
+def check_outcome(row: Row, call: Call) -> None:
+    """The result is that of the picture as the table says it is read."""
+    [image] = json.loads((call.out / "result.json").read_text("utf-8"))["images"]
+    [result] = image["results"]
+    size = SIZES.get(row.id, (24, 40))
+    assert tuple(image["size"]) == size
+    assert np.asarray(Image.open(call.out / result["mask"])).shape == size
+    assert (result["truncated_after"] is not None) == (row.exception == "TruncationWarning")
+    if row.id in PIXELS:
+        off = load_image(call.picture).astype(int) - PIXELS[row.id]
+        assert np.abs(off).max() <= (4 if call.picture.suffix == ".jpg" else 0)
+
+
 TABLE = rows()
 HERE = [row for row in TABLE if not row.test]
 
@@ -267,7 +297,7 @@ def test_bad_input(row: Row, call: Call, capsys: pytest.CaptureFixture[str]) -> 
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     if row.exit_code == 0:
-        assert (call.out / "result.json").exists()
+        check_outcome(row, call)
         lines = 1 if row.exception == "TruncationWarning" else 0
         assert captured.err.count("rt-ris: warning: ") == lines
     elif row.exception == "-":
