@@ -7,8 +7,8 @@ from typing import Any
 
 from rt_ris.bundle import Bundle
 from rt_ris.cli.options import add_bundle, load, print_json
+from rt_ris.cli.replay import MASK_STEP, Check, Replay, replay
 from rt_ris.errors import ParityError
-from rt_ris.replay import MASK_STEP, Check, Replay, replay
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

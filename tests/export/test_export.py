@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rt_ris.bundle import Bundle, write_bundle
+from rt_ris.cli.replay import replay
 from rt_ris.errors import (
     CheckpointError,
     OutputError,
@@ -23,7 +24,6 @@ from rt_ris.errors import (
 from rt_ris.manifest import GOLDEN, PARITY
 from rt_ris.predictor import Predictor
 from rt_ris.records import to_json
-from rt_ris.replay import replay
 from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
 from rt_ris_export.gate_data import shipped_samples
 from rt_ris_export.golden import STORED

@@ -11,11 +11,11 @@ import pytest
 
 from rt_ris.backends.base import Array
 from rt_ris.bundle import Bundle, write_bundle
+from rt_ris.cli.replay import Replay, relative_error, replay
 from rt_ris.errors import BundleError
 from rt_ris.predictor import Predictor
-from rt_ris.replay import Replay, relative_error, replay
 
-TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny"
 Change = Callable[[dict[str, Array]], None]
 
 
