@@ -31,6 +31,7 @@ lint: $(VENV)/.check
 
 types: $(VENV)/.check
 	$(BIN)/mypy
+	$(BIN)/mypy tools
 
 test: $(VENV)/.check
 	$(BIN)/python -m pytest --durations=10
