@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         tolerance=args.tolerance,
         overwrite=args.overwrite,
     )
-    path = export_bundle(recipe, progress=_progress)
+    with _stoppable():
+        path = export_bundle(recipe, progress=_progress)
     seconds = round(time.perf_counter() - began, 1)
     record = read_record(path)
     if args.json:
@@ -62,6 +67,23 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(path, record, seconds=seconds))
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let `kill` stop an export as Ctrl-C does, so that it cleans up behind itself."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _progress(news: Progress) -> None:

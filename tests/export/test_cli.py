@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -54,3 +55,18 @@ def test_only_what_exists_is_offered(words: list[str], capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         _parsed(*words)
     assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_kill_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def killed(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("rt_ris_export.steps.parity.measure", killed)
+    args = _parsed("--out", str(tmp_path / "a.bundle"))
+    with pytest.raises(KeyboardInterrupt):
+        args.run(args)
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
