@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +18,10 @@ from rt_ris.manifest import Manifest
 __all__ = ["BACKENDS", "Backend", "BackendEntry", "Runner", "choose", "open_backend"]
 
 _log = logging.getLogger(__name__)
+
+# ONNX Runtime (seen in 1.31) makes a device id and a store of events in the user's cache folder
+# unless this is set before it is first imported. A value that the user has set is left alone.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,10 +84,11 @@ def _table(bundle: Bundle, found: Replay) -> str:
         key = (check.step, "1 - IoU" if check.step == MASK_STEP else check.name)
         if key not in worst or check.error > worst[key].error:
             worst[key] = check
-    lines = [f"{bundle.path}: every byte is as sealed", "", f"{'step':<18}{'value':<18}worst"]
+    wide = max(len(name) for _, name in worst) + 2
+    lines = [f"{bundle.path}: every byte is as sealed", "", f"{'step':<18}{'value':<{wide}}worst"]
     for (step, name), check in worst.items():
         verdict = "ok" if check.passed else "MISS"
         limit = f"limit {check.limit:.0e}" if check.limit else "must be equal"
-        lines.append(f"{step:<18}{name:<18}{check.error:.2e}  ({limit})  {verdict}")
+        lines.append(f"{step:<18}{name:<{wide}}{check.error:.2e}  ({limit})  {verdict}")
     lines.append(f"{found.flips} pixels flipped, {found.tied} sentences tied at a hard decision")
     return "\n".join(lines)
