@@ -173,8 +173,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"'{path}' cannot be read as a safetensors checkpoint ({error}). Official files of "
-            "other projects are imported first."
+            f"'{path}' cannot be read as a safetensors checkpoint ({error}). Files that "
+            "others publish for an encoder are given with --weights LABEL=FILE."
         ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
