@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from rt_ris.errors import BundleError
 from rt_ris.manifest import PARITY
@@ -112,3 +115,21 @@ def _object(value: object) -> Mapping[str, object]:
 
 def _broken(what: str) -> BundleError:
     return BundleError(f"{PARITY} breaks its format: {what}. Export the bundle again.")
+
+
+def relative_error(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
+    """``||found - truth||_2 / scale(truth)``; infinite where either is not finite."""
+    a, b = found.astype(np.float64), truth.astype(np.float64)
+    if not np.isfinite(a).all() or not np.isfinite(b).all():
+        return float("inf")
+    difference = float(np.linalg.norm(a - b))
+    if difference == 0.0:
+        return 0.0
+    norm = scale(b)
+    return difference / norm if norm else float("inf")
+
+
+def scale(truth: npt.NDArray[Any]) -> float:
+    """``||truth||_2``; at least 1 for a single number, such as a logit that may be near zero."""
+    norm = float(np.linalg.norm(truth.astype(np.float64)))
+    return max(norm, 1.0) if truth.size == 1 else norm

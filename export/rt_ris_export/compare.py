@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rt_ris.gate import PROVING, verdict_is_settled
+from rt_ris.gate import PROVING, relative_error, scale, verdict_is_settled
 from rt_ris.mask import Mask, logit, place
 from rt_ris_export.parity_record import Deviation, MaskParity
 
@@ -18,23 +18,12 @@ Array = npt.NDArray[Any]
 
 
 def deviation(found: Array, truth: Array) -> Deviation:
-    """How far a tensor is from the truth; infinite where either is not finite.
-
-    A single number, such as a logit that may happen to be near zero, is measured against at least
-    1, the scale of logits.
-    """
-    a, b = np.atleast_1d(found).astype(np.float64), np.atleast_1d(truth).astype(np.float64)
-    difference = np.abs(a - b)
-    difference[~np.isfinite(difference)] = np.inf
-    norm = float(np.linalg.norm(b)) if b.size > 1 else max(1.0, float(np.abs(b).sum()))
-    rms = norm / np.sqrt(b.size)
-    if not difference.any():
-        return Deviation(relative=0.0, peak=0.0)
-    if norm == 0.0 or not np.isfinite(norm):
-        return Deviation(relative=float("inf"), peak=float("inf"))
-    return Deviation(
-        relative=float(np.linalg.norm(difference)) / norm, peak=float(difference.max()) / rms
-    )
+    """How far a tensor is from the truth; infinite where either is not finite."""
+    relative = relative_error(found, truth)
+    if relative == 0.0 or not np.isfinite(relative):
+        return Deviation(relative=relative, peak=relative)
+    peak = float(np.abs(found.astype(np.float64) - truth.astype(np.float64)).max())
+    return Deviation(relative=relative, peak=peak * np.sqrt(truth.size) / scale(truth))
 
 
 def by_sentence(found: Array, truth: Array) -> tuple[Deviation, ...]:

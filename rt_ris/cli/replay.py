@@ -20,7 +20,7 @@ import numpy as np
 from rt_ris.backends.base import Array
 from rt_ris.bundle import Bundle
 from rt_ris.errors import BundleError
-from rt_ris.gate import PROVING, Ties, read_ties, verdict_is_settled
+from rt_ris.gate import PROVING, Ties, read_ties, relative_error, verdict_is_settled
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import GOLDEN, PARITY, ParitySummary
 from rt_ris.mask import Mask, Placement, sigmoid
@@ -106,22 +106,6 @@ def replay(bundle: Bundle, predictor: Predictor) -> Replay:
         tied=sum(len(set().union(*case.excused.values())) for case in cases),
         flips=sum(case.flips() for case in cases),
     )
-
-
-def relative_error(found: Array, truth: Array) -> float:
-    """``||found - truth||_2 / ||truth||_2``; infinite where either is not finite.
-
-    A single number, such as a logit near zero, is measured against at least 1.
-    """
-    a, b = found.astype(np.float64), truth.astype(np.float64)
-    if not np.isfinite(a).all() or not np.isfinite(b).all():
-        return float("inf")
-    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
-    if truth.size == 1:
-        norm = max(norm, 1.0)
-    if difference == 0.0:
-        return 0.0
-    return difference / norm if norm else float("inf")
 
 
 class _Case:
