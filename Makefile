@@ -44,7 +44,7 @@ check-slow: $(VENV)/.check
 	$(BIN)/python -m pytest -m slow --durations=10
 
 bench: $(VENV)/.check
-	mkdir -p bench/results
+	mkdir -p out
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-json=out/bench.json
 
 wheel: $(VENV)/.check

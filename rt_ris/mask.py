@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rt_ris.errors import ShapeError
-from rt_ris.image import Box, Pixels
+from rt_ris.image import Box, Pixels, Prepared
 from rt_ris.spec import MaskSpec
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -35,6 +35,11 @@ class Placement:
     side: int
     box: Box
     size: tuple[int, int]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Placement:
+        """Where the logits of a prepared picture lie."""
+        return cls(side=prepared.pixels.shape[1], box=prepared.box, size=prepared.size)
 
 
 def place(grid: Floats, placement: Placement) -> Floats:

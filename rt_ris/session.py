@@ -144,9 +144,7 @@ class Session:
             known = self._run(Dependency.IMAGE, given)
             values = _frozen({name: known[name] for name in self._image_names})
             self._images.put(prepared.digest, values)
-        side = prepared.pixels.shape[1]
-        placement = Placement(side=side, box=prepared.box, size=prepared.size)
-        return ImageFeatures(values=values, placement=placement)
+        return ImageFeatures(values=values, placement=Placement.of(prepared))
 
     def encode_text(self, tokens: Tokens) -> TextFeatures:
         """Run the stages that depend on the text alone, for the new ones among the sentences."""

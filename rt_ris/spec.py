@@ -40,9 +40,7 @@ EXPRESSIONS: Final = "N"
 """The one symbolic axis: the number of sentences in a call."""
 
 Role = Literal["image_encoder", "text_encoder", "fusion", "decoder"]
-ROLES: Final[tuple[Role, ...]] = ("image_encoder", "text_encoder", "fusion", "decoder")
 DType = Literal["float32", "float16", "uint8", "int32", "int64", "bool"]
-DTYPES: Final[tuple[DType, ...]] = ("float32", "float16", "uint8", "int32", "int64", "bool")
 _ITEM_BYTES: Final[dict[DType, int]] = {
     "float32": 4,
     "float16": 2,
@@ -225,17 +223,6 @@ class StageGraph:
     def of(self, dependency: Dependency) -> tuple[StageSpec, ...]:
         """The stages of one dependency class, in running order."""
         return tuple(stage for stage in self.stages if self.dependency(stage.id) is dependency)
-
-    def crossing(self, dependency: Dependency) -> tuple[TensorSpec, ...]:
-        """The outputs of one class that another class reads: what a cache must hold."""
-        read = {
-            spec.name
-            for stage in self.stages
-            if self.dependency(stage.id) is not dependency
-            for spec in stage.inputs
-        }
-        made = (spec for stage in self.of(dependency) for spec in stage.outputs)
-        return tuple(spec for spec in made if spec.name in read)
 
     def held(self, dependency: Dependency) -> tuple[TensorSpec, ...]:
         """What the stages that depend on both read of one class, external inputs included."""

@@ -23,11 +23,6 @@ class Timing:
     total_ms: float
     last_ms: float
 
-    @property
-    def mean_ms(self) -> float:
-        """Mean wall time of a run."""
-        return self.total_ms / self.runs
-
 
 class Timer:
     """Adds up wall times by name; safe to share by threads."""
@@ -59,8 +54,3 @@ class Timer:
         """A copy of what was measured so far, in order of first use."""
         with self._lock:
             return dict(self._timings)
-
-    def reset(self) -> None:
-        """Forget all."""
-        with self._lock:
-            self._timings.clear()

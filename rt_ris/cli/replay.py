@@ -226,9 +226,7 @@ class _Case:
     def _masks(self, values: Mapping[str, Array]) -> list[Mask]:
         """Masks as if each thing existed, so that a verdict near its threshold hides none."""
         found = Segmentation(logits=values[LOGITS], existence=None)
-        side = self.prepared.pixels.shape[1]
-        placement = Placement(side=side, box=self.prepared.box, size=self.prepared.size)
-        spec = self.predictor.mask
+        placement, spec = Placement.of(self.prepared), self.predictor.mask
         return masks_of(found, placement=placement, tokens=self.tokens, spec=spec)
 
 

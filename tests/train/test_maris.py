@@ -35,13 +35,13 @@ def test_what_depends_on_the_picture_and_what_on_the_sentence(tiny: ReferringNet
     graph = tiny.graph()
     assert [spec.id for spec in graph.of(Dependency.IMAGE)] == ["image_encoder"]
     assert [spec.id for spec in graph.of(Dependency.TEXT)] == ["text_encoder"]
-    assert [spec.name for spec in graph.crossing(Dependency.IMAGE)] == ["z_v"]
+    assert [spec.name for spec in graph.held(Dependency.IMAGE)] == ["z_v"]
 
 
 def test_a_published_picture_is_two_megabytes_in_half_precision() -> None:
     with torch.device("meta"):
         network = build_on_meta("vit_b")
-    (cached,) = network.graph().crossing(Dependency.IMAGE)
+    (cached,) = network.graph().held(Dependency.IMAGE)
     assert cached.shape == (1, 4096, 256)
 
 

@@ -70,8 +70,9 @@ def evaluate(
     for ref, samples in groups:
         segmenter.set_image(dataset.image(ref))
         answers = segmenter.segment([text for text, _, _ in samples])
+        masks = {target: dataset.mask(target) for target in {target for _, target, _ in samples}}
         for answer, (_, target, kind) in zip(answers, samples, strict=True):
-            metrics.update(answer.binary, dataset.mask(target), kind=kind)
+            metrics.update(answer.binary, masks[target], kind=kind)
         done += len(samples)
         progress(done, total)
     return {

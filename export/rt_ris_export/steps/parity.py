@@ -16,7 +16,9 @@ from rt_ris.errors import ParityError
 from rt_ris.gate import EXISTENCE_BAND, PROVING, TIED_ERROR, TIED_FLIPS, TIED_SHARE
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import StageArtefact
-from rt_ris.mask import Mask, Placement, sigmoid
+from rt_ris.mask import Mask, Placement
+from rt_ris.predictor import masks_of
+from rt_ris.session import Segmentation
 from rt_ris.spec import (
     EXISTENCE,
     LOGITS,
@@ -86,11 +88,6 @@ class _Run:
     @property
     def label(self) -> str:
         return f"picture '{self.sample.name}' with {_count(len(self.tokens.sentences))}"
-
-    @property
-    def placement(self) -> Placement:
-        side = self.prepared.pixels.shape[1]
-        return Placement(side=side, box=self.prepared.box, size=self.prepared.size)
 
 
 def measure(
@@ -306,18 +303,8 @@ def _compared_masks(run: _Run, spec: MaskSpec) -> list[MaskParity]:
 
 
 def _masks(run: _Run, values: Values, spec: MaskSpec) -> list[Mask]:
-    existence = sigmoid(values[EXISTENCE]).tolist() if EXISTENCE in values else None
-    return [
-        Mask(
-            sentence=sentence,
-            logits=values[LOGITS][row],
-            existence=None if existence is None else existence[row],
-            truncated_after=run.tokens.truncated_after[row],
-            placement=run.placement,
-            spec=spec,
-        )
-        for row, sentence in enumerate(run.tokens.sentences)
-    ]
+    found = Segmentation(logits=values[LOGITS], existence=values.get(EXISTENCE))
+    return masks_of(found, placement=Placement.of(run.prepared), tokens=run.tokens, spec=spec)
 
 
 def _judge_masks(masks: Sequence[MaskParity], stage: str) -> None:

@@ -149,10 +149,9 @@ class TextStage(StageModule):
 
     splits = True
 
-    def __init__(self, *, encoder: nn.Module, masked: bool, project_l: nn.Module) -> None:
+    def __init__(self, *, encoder: nn.Module, project_l: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self.masked = masked
         self.project_l = project_l
 
     def frozen(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -230,9 +229,7 @@ class Maris(ReferringNetwork):
         self.image_stage = ImageStage(
             config, image=image, encoder=image_encoder, project_v=first.project_v
         )
-        self.text_stage = TextStage(
-            encoder=text_encoder, masked=text_masked, project_l=first.project_l
-        )
+        self.text_stage = TextStage(encoder=text_encoder, project_l=first.project_l)
         self.fusion_stage = FusionStage(blocks)
         self.decoder_stage = DecoderStage(
             MaskDecoder(
