@@ -9,7 +9,7 @@ image, the sentence, or both) is *derived* from that wiring, never declared, so 
 
 External inputs:
 
-    pixels      uint8 [1, S, S, 3]  RGB, resized as ImageSpec says, zeros outside the valid area
+    pixels      uint8 [1, S, S, 3]  RGB, fitted as ImageSpec says, zeros outside the valid area
     valid_box   int32 [1, 4]        top, left, bottom, right of the part that shows the picture
     token_ids   int32 [N, L]        token ids, padded on the right
     token_mask  bool  [N, L]        true where a token is real
@@ -49,9 +49,11 @@ _ITEM_BYTES: Final[dict[DType, int]] = {
     "int64": 8,
     "bool": 1,
 }
-Fit = Literal["longest_side", "letterbox", "stretch"]
+Fit = Literal["longest_side", "letterbox", "stretch", "warp"]
 Resample = Literal["bilinear", "bicubic"]
 Interpolate = Literal["logits", "probabilities"]
+Upsample = Literal["bilinear", "bilinear_corners", "bicubic_corners"]
+SentenceField = Literal["sent", "raw"]
 
 
 class Dependency(Enum):
@@ -118,8 +120,13 @@ class ImageSpec:
     Attributes:
         size: S, side of the square input in pixels.
         fit: ``longest_side`` scales the longer side to S and pads right and bottom;
-            ``letterbox`` scales the same way and centres; ``stretch`` ignores the aspect ratio.
-        resample: filter of Pillow's resize, with its anti-aliasing when shrinking.
+            ``letterbox`` scales the same way and centres; ``stretch`` ignores the aspect ratio;
+            ``warp`` scales and centres by an affine map with unrounded corners, as OpenCV's
+            ``warpAffine`` does it, and its padding is part of the picture: ``valid_box`` is all of
+            the input.
+        resample: filter of Pillow's resize, with its anti-aliasing when shrinking; a ``warp`` is
+            always ``bicubic``, OpenCV's, without anti-aliasing.
+        fill: RGB in 0..255 of what a ``warp`` leaves uncovered; the other fits leave zeros.
         mean: per channel in 0..255, subtracted inside the graph.
         std: per channel in 0..255, divided by inside the graph.
     """
@@ -127,6 +134,7 @@ class ImageSpec:
     size: int
     fit: Fit = "longest_side"
     resample: Resample = "bilinear"
+    fill: tuple[int, int, int] = (0, 0, 0)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -141,11 +149,17 @@ class TextSpec:
         padded_tokens: L of the graphs, only where masking makes padding exact; None means that
             the network attends to its pads, hence L is ``max_tokens``.
         pad_id: id written after the last real token.
+        keep_end: whether a sentence that is cut keeps its end token, as CLIP's does; the authors
+            of LAVT and DMMI cut it off with the rest.
+        field: the text of a data set that the network was trained on: ``sent``, cleaned and in
+            lower case, or ``raw``, as typed. Only evaluation on a data set reads it.
     """
 
     max_tokens: int
     padded_tokens: int | None = None
     pad_id: int = 0
+    keep_end: bool = True
+    field: SentenceField = "sent"
 
     @property
     def length(self) -> int:
@@ -159,6 +173,8 @@ class MaskSpec:
 
     Attributes:
         size: h = w, side of the logit grid, which spans the whole S x S input.
+        upsample: how the grid becomes S x S: ``bilinear`` aligns the borders of the corner cells,
+            ``bilinear_corners`` and ``bicubic_corners`` their centres (``align_corners``).
         interpolate: whether logits or probabilities are resized to the picture's size.
         threshold: probability above which a pixel belongs to the mask.
         existence_threshold: probability of ``existence`` below which the mask is empty; None
@@ -166,6 +182,7 @@ class MaskSpec:
     """
 
     size: int
+    upsample: Upsample = "bilinear"
     interpolate: Interpolate = "logits"
     threshold: float = 0.5
     existence_threshold: float | None = None

@@ -16,14 +16,16 @@ import importlib.metadata
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rt_ris.errors import RecipeError
+from rt_ris.errors import CheckpointError, RecipeError
 from rt_ris.spec import (
     EXISTENCE,
     LOGITS,
@@ -38,6 +40,7 @@ from rt_ris.spec import (
     StageSpec,
     TextSpec,
 )
+from rt_ris.text import Tokens
 
 ENTRY_POINTS = "rt_ris.architectures"
 
@@ -74,18 +77,98 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """How a tensor of a published file becomes the network's.
+
+    Attributes:
+        shape: of the tensor in the file.
+        apply: makes the network's tensor of it; a view, a transposition, a resize of positions.
+    """
+
+    shape: tuple[int, ...]
+    apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfficialFile:
     """A weight file that others publish, and where its tensors go.
 
     Attributes:
         title: what the file is called by those who publish it.
-        keys: name in the file by the full name in the network.
-        unused: prefixes of tensors in the file that the network has no use for.
+        keys: name in the file by the full name in the network; several names in the network may
+            be filled from one in the file.
+        unused: why tensors of the file have no place in the network, by the pattern of their
+            names; a pattern is a prefix, or has ``*`` where anything may stand.
+        conversions: by the full name in the network, where the file's tensor has another form.
+        containers: keys of the file's dictionary that each hold a state dict; their names are
+            prefixed to those of the tensors, ``model.`` and ``bert_model.``. Empty where the file
+            holds one state dict, whose names stand alone.
+        whole: the file fills the whole network, as fine-tuned, not only an encoder.
     """
 
     title: str
     keys: Mapping[str, str]
-    unused: tuple[str, ...]
+    unused: Mapping[str, str]
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
+    containers: tuple[str, ...] = ()
+    whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialTokenizer:
+    """A vocabulary that others publish and that no package brings.
+
+    Attributes:
+        title: the file's name.
+        source: where its authors publish it.
+        convert: makes a ``tokenizers`` JSON document of the file's bytes; raises
+            ``CheckpointError`` for bytes that are not such a file.
+    """
+
+    title: str
+    source: str
+    convert: Callable[[bytes], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """Where the loss compares logits with the target, and how the target gets there.
+
+    Attributes:
+        at: ``grid`` compares on the logit grid; ``input`` resizes the logits to S x S first, as
+            ``MaskSpec.upsample`` says.
+        target: ``area`` is the share of a cell that the mask covers, ``nearest`` the mask at one
+            point of the cell, after the picture's own fit.
+    """
+
+    at: Literal["grid", "input"] = "grid"
+    target: Literal["area", "nearest"] = "area"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number that somebody published about a size, and how to count the same thing here.
+
+    Attributes:
+        quantity: what is counted.
+        part: of the network, such as ``whole network`` or ``image encoder``.
+        at: the configuration, such as ``480 x 480, 20 tokens``.
+        published: None where no source prints one.
+        source: who prints it.
+        count: counts ours on a network without memory for weights (``torch.device("meta")``).
+        added: what the authors' form has and an exactly equal form of ours does without; added to
+            ours before the two are compared.
+        note: what ``added`` is, and why numbers that differ do.
+    """
+
+    quantity: Literal["parameters", "multiply_adds"]
+    part: str
+    at: str
+    published: float | None
+    source: str
+    count: Callable[[ReferringNetwork], int]
+    added: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +209,7 @@ class ReferringNetwork(nn.Module, ABC):
     image: ImageSpec
     text: TextSpec
     mask: MaskSpec
+    supervision: Supervision = Supervision()
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
@@ -138,6 +222,40 @@ class ReferringNetwork(nn.Module, ABC):
     def official_keys(self) -> Mapping[str, OfficialFile]:
         """The published weight files this network takes, by the label users name them with."""
         return {}
+
+    def official_tokenizer(self) -> OfficialTokenizer | None:
+        """The published vocabulary this network needs; None where a package brings it."""
+        return None
+
+    def use_tokenizer(self, document: str) -> None:
+        """Take the ``tokenizers`` document made of the published vocabulary.
+
+        Raises:
+            CheckpointError: this network needs none.
+        """
+        raise CheckpointError("This network brings its own tokenizer; give none.")
+
+    def training_text(self, tokens: Tokens, *, seed: int) -> Mapping[str, npt.NDArray[Any]]:
+        """Further text inputs that only ``training_run`` reads, each [N, ...], by name."""
+        return {}
+
+    def training_run(
+        self,
+        values: Mapping[str, Tensor],
+        image_index: Tensor,
+        *,
+        present: Tensor,
+        frozen: Mapping[str, tuple[Tensor, ...]] | None = None,
+    ) -> tuple[Outputs, Mapping[str, Tensor]]:
+        """``run``, and the losses that need more than its outputs, scalars by name.
+
+        Args:
+            values: as in ``run``, with those of ``training_text``.
+            image_index: as in ``run``.
+            present: bool [N], the sentence has a target.
+            frozen: as in ``run``.
+        """
+        return self.run(values, image_index, frozen=frozen), {}
 
     def graph(self) -> StageGraph:
         """The wiring of the stages."""
@@ -197,6 +315,7 @@ class Variant:
         published: whether a paper states this size, so that fidelity is judged.
         weights_licence: licence of the frozen weights, for listings and manifests.
         checkpoint: path of the trained weights that ship with the package, or None.
+        figures: what is published about its size.
     """
 
     summary: str
@@ -204,6 +323,7 @@ class Variant:
     published: bool
     weights_licence: str
     checkpoint: Path | None = None
+    figures: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

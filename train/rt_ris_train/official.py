@@ -148,7 +148,7 @@ def _check(
     released = set(wanted.keys.values())
     missing = sorted(released - set(found))
     extra = sorted(
-        name for name in found if name not in released and not name.startswith(wanted.unused)
+        name for name in found if name not in released and not name.startswith(tuple(wanted.unused))
     )
     misfit = sorted(
         f"{name} is {tuple(found[name].shape)}, expected {shapes[own]}"

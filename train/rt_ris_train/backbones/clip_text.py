@@ -61,14 +61,14 @@ def official_file(encoder: ClipText, prefix: str) -> OfficialFile:
     return OfficialFile(
         title="CLIP, a state dict with OpenAI's names",
         keys={prefix + name: name for name in encoder.state_dict()},
-        unused=(
-            "visual.",
-            "logit_scale",
-            "text_projection",
-            "input_resolution",
-            "context_length",
-            "vocab_size",
-        ),
+        unused={
+            "visual.": "the image tower",
+            "logit_scale": "of CLIP's own loss",
+            "text_projection": "words are not projected",
+            "input_resolution": "a number, no weight",
+            "context_length": "a number, no weight",
+            "vocab_size": "a number, no weight",
+        },
     )
 
 

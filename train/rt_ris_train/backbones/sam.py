@@ -80,5 +80,9 @@ def official_file(encoder: SamEncoder, prefix: str) -> OfficialFile:
     return OfficialFile(
         title="SAM, sam_vit_*.pth",
         keys=keys,
-        unused=(PREFIX + "neck.", "prompt_encoder.", "mask_decoder."),
+        unused={
+            PREFIX + "neck.": "taps are taken before the neck",
+            "prompt_encoder.": "of SAM's own decoder",
+            "mask_decoder.": "of SAM's own decoder",
+        },
     )
