@@ -6,8 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Final
 
+import numpy as np
+
+from rt_ris.errors import DataError
+from rt_ris.gate import PROVING
 from rt_ris.image import Pixels, load_image
+from rt_ris_train.data.refcoco import Ref, RefDataset
+
+GATE_PICTURES: Final = 5
+"""As many as ship; the gate runs every stage on each of them several times."""
+
+GATE_SENTENCES: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,6 +36,41 @@ class GateSample:
     name: str
     picture: Pixels
     sentences: tuple[str, ...]
+
+
+def samples_of(root: Path, *, split: str) -> tuple[GateSample, ...]:
+    """Pictures of a data set with targets of a size at which a mask proves something.
+
+    They are spread evenly over the split. A network that knows only its own kinds of things finds
+    nothing on the shipped photographs, and a gate that compares empty masks proves nothing.
+
+    Args:
+        root: folder in RefCOCO's format.
+        split: whose pictures are taken.
+
+    Raises:
+        DataError: the data cannot be read, or no picture has two sentences with such targets.
+    """
+    dataset = RefDataset.open(root, split=split)
+    fitting: dict[int, list[tuple[Ref, str]]] = {}
+    for ref, sentence in dataset.samples():
+        if PROVING[0] <= float(np.mean(dataset.mask(ref))) <= PROVING[1]:
+            fitting.setdefault(ref.image_id, []).append((ref, sentence.text))
+    usable = [pairs for pairs in fitting.values() if len(pairs) > 1]
+    if not usable:
+        raise DataError(
+            f"No picture of split '{split}' in '{root}' has two sentences whose targets cover "
+            f"{PROVING[0]:.0%} to {PROVING[1]:.0%} of it; give data with larger targets (--gate)."
+        )
+    step = max(len(usable) // GATE_PICTURES, 1)
+    return tuple(_sample(dataset, pairs) for pairs in islice(usable[::step], GATE_PICTURES))
+
+
+def _sample(dataset: RefDataset, pairs: list[tuple[Ref, str]]) -> GateSample:
+    first = pairs[0][0]
+    texts = tuple(dict.fromkeys(text for _, text in pairs))[:GATE_SENTENCES]
+    picture = dataset.image(first)
+    return GateSample(name=Path(first.file_name).stem, picture=picture, sentences=texts)
 
 
 def shipped_samples() -> tuple[GateSample, ...]:

@@ -31,6 +31,9 @@ class ExportRecipe:
         precision: arithmetic of the graphs.
         target: what the graphs are made for.
         tolerance: the gate on every stage output, as a relative error.
+        gate: data in RefCOCO's format whose pictures and sentences the gate takes, for a network
+            that knows nothing on the shipped photographs; None for those.
+        gate_split: split of ``gate``.
         overwrite: replace a bundle that is already at ``out``.
 
     Raises:
@@ -45,6 +48,8 @@ class ExportRecipe:
     precision: Precision = "fp32"
     target: Target = "onnx"
     tolerance: float = TOLERANCE
+    gate: Path | None = None
+    gate_split: str = "test"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -80,7 +85,7 @@ class ExportRecipe:
         return Path(f"{self.arch}-{variant}.bundle") if self.out is None else self.out
 
 
-_PATHS: Final = frozenset({"checkpoint", "out"})
+_PATHS: Final = frozenset({"checkpoint", "out", "gate"})
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "tolerance": (float, int),
     "overwrite": (bool,),

@@ -35,6 +35,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="limit on stages' relative errors [1e-4]"
     )
+    parser.add_argument(
+        "--gate",
+        type=Path,
+        metavar="DATA",
+        help="data in RefCOCO's format for the gate, where the network knows nothing on the "
+        "shipped photographs",
+    )
+    parser.add_argument("--gate-split", default="test", help="split of it [test]")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -56,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         target=args.target,
         tolerance=args.tolerance,
+        gate=args.gate,
+        gate_split=args.gate_split,
         overwrite=args.overwrite,
     )
     with _stoppable():

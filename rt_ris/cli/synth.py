@@ -46,6 +46,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         help="folder with more background pictures [those in scikit-image and scikit-learn]",
     )
+    parser.add_argument(
+        "--nouns",
+        type=_listed,
+        default=(),
+        metavar="NOUN,NOUN",
+        help="objects with these names only, such as banana,frog [all]",
+    )
     parser.add_argument("--workers", type=positive, default=1, help="processes [1]")
     parser.set_defaults(run=run)
 
@@ -61,11 +68,16 @@ def run(args: argparse.Namespace) -> int:
         test=args.test,
         stamps=args.stamps,
         backgrounds=args.backgrounds,
+        nouns=args.nouns,
     )
     with _progress_bar() as progress:
         summary = write_scenes(recipe, args.out, workers=args.workers, progress=progress)
     _report(summary, args.out)
     return 0
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (noun.strip() for noun in text.split(","))))
 
 
 def _report(summary: Summary, out: Path) -> None:

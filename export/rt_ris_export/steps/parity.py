@@ -35,7 +35,7 @@ from rt_ris.text import Tokenizer, Tokens
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GOLDEN, GRAPHS, NETWORK, PARITY
 from rt_ris_export.compare import MASK_BAND, by_sentence, compare_masks, deviation
-from rt_ris_export.gate_data import GateSample, shipped_samples
+from rt_ris_export.gate_data import GateSample, samples_of, shipped_samples
 from rt_ris_export.golden import GoldenCase, pack_golden
 from rt_ris_export.parity_record import (
     Deviation,
@@ -45,6 +45,7 @@ from rt_ris_export.parity_record import (
     TensorParity,
     worst,
 )
+from rt_ris_export.recipe import ExportRecipe
 from rt_ris_export.step import Context, Step
 from rt_ris_export.ties import TIE_BAND, TieFinder
 from rt_ris_export.truth import activations
@@ -351,12 +352,18 @@ def _count(sentences: int) -> str:
     return f"{sentences} sentence{'s' if sentences > 1 else ''}"
 
 
+def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
+    if recipe.gate is None:
+        return shipped_samples()
+    return samples_of(recipe.gate, split=recipe.gate_split)
+
+
 def _run(context: Context) -> None:
     loaded = context.artefacts.get(NETWORK)
     record, golden = measure(
         loaded.network,
         context.artefacts.get(GRAPHS),
-        samples=shipped_samples(),
+        samples=_samples(context.recipe),
         tolerance=context.recipe.tolerance,
         seeded=loaded.seeded,
         say=context.say,

@@ -228,3 +228,17 @@ def test_the_verb_makes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture
     assert args.run(args) == 0
     assert "train: 2 scenes" in capsys.readouterr().out
     assert len(RefDataset.open(tmp_path / "out", split="train")) > 0
+
+
+def test_scenes_of_some_nouns_hold_nothing_else(tmp_path: Path) -> None:
+    nouns = ("banana", "lobster", "whale")
+    made = tmp_path / "few"
+    write_scenes(SynthRecipe(train=6, val=1, test=1, nouns=nouns), made)
+    assert {thing.noun for scene in _scenes(made).values() for thing in scene.things} == set(nouns)
+    assert json.loads((made / "synth.json").read_text())["nouns"] == sorted(nouns)
+
+
+def test_a_noun_that_nothing_is_called_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no object called 'bananna'; near are banana"):
+        write_scenes(SynthRecipe(nouns=("bananna",)), tmp_path / "none")
+    assert not list(tmp_path.iterdir())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
@@ -83,8 +84,16 @@ def table_digest(sprites: Sequence[Sprite]) -> str:
 class SpriteLibrary:
     """Pixels of sprites, kept once loaded. Not thread-safe; give each process its own."""
 
-    def __init__(self, stamps: Path | None) -> None:
-        """Check that every stamp of the table is there; without a folder there are glyphs only."""
+    def __init__(self, stamps: Path | None, *, nouns: Collection[str] = ()) -> None:
+        """Check that every stamp of the table is there; without a folder there are glyphs only.
+
+        Args:
+            stamps: folder of the stamps.
+            nouns: keep only objects that are called one of these; empty keeps all.
+
+        Raises:
+            DataError: stamps are missing, or a noun names no object that is there.
+        """
         self._stamps = stamps
         self._pixels: dict[str, npt.NDArray[np.uint8]] = {}
         self.sprites: dict[str, list[Sprite]] = {}
@@ -94,6 +103,23 @@ class SpriteLibrary:
         if stamps is None or _openmoji_font_or_none() is not None:
             _openmoji_font()
             self.sprites[GLYPHS] = read_sprites(GLYPHS)
+        if nouns:
+            self._keep(frozenset(nouns))
+
+    def _keep(self, nouns: frozenset[str]) -> None:
+        kept = {
+            source: [sprite for sprite in sprites if sprite.noun in nouns]
+            for source, sprites in self.sprites.items()
+        }
+        there = {sprite.noun for sprites in self.sprites.values() for sprite in sprites}
+        unknown = sorted(nouns - there)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], there, n=3)
+            raise DataError(
+                f"There is no object called '{unknown[0]}'; near are {', '.join(close) or 'none'}. "
+                "The nouns are in stamps.tsv and glyphs.tsv."
+            )
+        self.sprites = {source: sprites for source, sprites in kept.items() if sprites}
 
     def pixels(self, sprite: Sprite) -> npt.NDArray[np.uint8]:
         """uint8 [h, w, 4] RGBA, cropped to what is visible. Do not write to it."""

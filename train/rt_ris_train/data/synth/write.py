@@ -48,6 +48,7 @@ class SynthRecipe:
         stamps: folder 'stamps' of tuxpaint-stamps-default; None draws OpenMoji glyphs.
         backgrounds: folder with further pictures; None uses those of installed packages.
         sentences: least and greatest number of sentences asked of a scene.
+        nouns: only objects with these names; empty takes all.
     """
 
     seed: int = 0
@@ -57,6 +58,7 @@ class SynthRecipe:
     stamps: Path | None = None
     backgrounds: Path | None = None
     sentences: tuple[int, int] = (6, 9)
+    nouns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be meant."""
@@ -93,7 +95,7 @@ class Studio:
         """Load the tables and find the assets; complain now if any is missing."""
         self.recipe = recipe
         self.vocabulary = default_vocabulary()
-        self.library = SpriteLibrary(recipe.stamps)
+        self.library = SpriteLibrary(recipe.stamps, nouns=recipe.nouns)
         found = find_backgrounds(recipe.backgrounds, self.vocabulary)
         self.backgrounds: dict[str, list[Background]] = share_out(found)
 
@@ -165,6 +167,7 @@ def _describe(studio: Studio) -> dict[str, Any]:
         "seed": recipe.seed,
         "scenes": {"train": recipe.train, "val": recipe.val, "test": recipe.test},
         "sentences_per_scene": list(recipe.sentences),
+        **({"nouns": sorted(recipe.nouns)} if recipe.nouns else {}),
         "assets": studio.assets(),
     }
 
