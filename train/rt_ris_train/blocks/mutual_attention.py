@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +63,7 @@ def masked_mutual_attention(
     """
     if torch.onnx.is_in_onnx_export():
         return _as_node((z_v, z_l, word_mask, *norms), settings)
-    with torch.autocast(z_v.device.type, enabled=False):
+    with _single_precision(z_v.device.type):
         # A hard test follows, so the scores and the sums over pixels stay in single precision.
         z_v, z_l = z_v.float(), z_l.float()
         scores = z_v @ z_l.transpose(1, 2) * settings.scale
@@ -76,6 +77,13 @@ def masked_mutual_attention(
     pixels = functional.layer_norm(weights @ z_l + z_v, width, norms[0], norms[1], settings.epsilon)
     words = functional.layer_norm(collected + z_l, width, norms[2], norms[3], settings.epsilon)
     return pixels, words
+
+
+def _single_precision(device: str) -> AbstractContextManager[object]:
+    """Switch autocast off where there is one; ``meta``, where sizes are counted, has none."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _as_node(inputs: tuple[Tensor, ...], settings: Settings) -> tuple[Tensor, Tensor]:
