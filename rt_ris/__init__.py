@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rt_ris.bundle import Bundle as Bundle
     from rt_ris.bundle import write_bundle as write_bundle
+    from rt_ris.cli.overlay import overlay as overlay
     from rt_ris.errors import RtRisError as RtRisError
     from rt_ris.image import load_image as load_image
     from rt_ris.manifest import Manifest as Manifest
     from rt_ris.mask import Mask as Mask
-    from rt_ris.mask import overlay as overlay
     from rt_ris.predictor import Predictor as Predictor
     from rt_ris.text import TruncationWarning as TruncationWarning
 
@@ -35,7 +35,7 @@ _HOMES = {
     "RtRisError": "rt_ris.errors",
     "TruncationWarning": "rt_ris.text",
     "load_image": "rt_ris.image",
-    "overlay": "rt_ris.mask",
+    "overlay": "rt_ris.cli.overlay",
     "write_bundle": "rt_ris.bundle",
 }
 

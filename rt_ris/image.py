@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rt_ris.errors import ImageError
 from rt_ris.spec import ImageSpec
+from rt_ris.warp import affine, fit_axis
 
 MAX_PIXELS: Final = 80_000_000
 """Most pixels of a picture: 240 MB as RGB. Larger ones are refused before they are decoded."""
@@ -68,12 +69,14 @@ class Prepared:
         valid_box: int32 [1, 4], top, left, bottom, right of the valid area.
         box: the same numbers.
         size: height and width of the original picture.
+        warped: the picture was fitted by an affine warp, whose padding belongs to it.
     """
 
     pixels: Pixels
     valid_box: npt.NDArray[np.int32]
     box: Box
     size: tuple[int, int]
+    warped: bool = False
 
     @cached_property
     def digest(self) -> bytes:
@@ -130,19 +133,45 @@ def prepare(image: Pixels, spec: ImageSpec) -> Prepared:
         )
     height, width = image.shape[:2]
     box = fit_box(height, width, spec)
+    valid = np.array([[box.top, box.left, box.bottom, box.right]], dtype=np.int32)
+    warped = spec.fit == "warp"
+    pixels = _warp(image, spec) if warped else _resize(image, box, spec)
+    return Prepared(
+        pixels=pixels[None], valid_box=valid, box=box, size=(height, width), warped=warped
+    )
+
+
+def _resize(image: Pixels, box: Box, spec: ImageSpec) -> Pixels:
+    """uint8 [S, S, 3], zeros outside the box."""
     resized = Image.fromarray(np.ascontiguousarray(image)).resize(
         (box.width, box.height), _FILTERS[spec.resample]
     )
-    pixels = np.zeros((1, spec.size, spec.size, 3), dtype=np.uint8)
-    pixels[0, box.top : box.bottom, box.left : box.right] = np.asarray(resized)
-    valid = np.array([[box.top, box.left, box.bottom, box.right]], dtype=np.int32)
-    return Prepared(pixels=pixels, valid_box=valid, box=box, size=(height, width))
+    pixels = np.zeros((spec.size, spec.size, 3), dtype=np.uint8)
+    pixels[box.top : box.bottom, box.left : box.right] = np.asarray(resized)
+    return pixels
+
+
+def _warp(image: Pixels, spec: ImageSpec) -> Pixels:
+    """uint8 [S, S, 3], ``fill`` outside the picture.
+
+    OpenCV rounds the products of two weights to 15 bits; here they are exact, so that a value in a
+    few hundred differs by one.
+    """
+    fill = np.array(spec.fill, dtype=np.float32)
+    values = image.astype(np.float32) - fill
+    for rows in (True, False):  # the columns after turning
+        length = len(values)
+        scale, first = fit_axis(length, spec.size, longest=max(image.shape[:2]))
+        taps = affine(length, spec.size, scale=1 / scale, offset=-first / scale, rows=rows)
+        values = taps.apply(values).transpose(1, 0, 2)
+    rounded: Pixels = np.clip(np.rint(values + fill), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(rounded)
 
 
 def fit_box(height: int, width: int, spec: ImageSpec) -> Box:
-    """The part of the S x S input that a picture of this size fills; never empty."""
+    """The part of the S x S input that a picture of this size fills; never empty, all of a warp."""
     side, longest = spec.size, max(height, width)
-    if spec.fit == "stretch":
+    if spec.fit in ("stretch", "warp"):
         return Box(0, 0, side, side)
     rows, columns = _scaled(height, side, longest), _scaled(width, side, longest)
     centred = spec.fit == "letterbox"

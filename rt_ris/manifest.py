@@ -240,6 +240,12 @@ def _spec_faults(manifest: Manifest) -> Faults:
     ):
         if value is not None and not 0 < value < 1:
             yield path, f"is {value}; accepted is a probability strictly between 0 and 1"
+    if not all(0 <= value <= 255 for value in image.fill):
+        yield "image.fill", f"is {list(image.fill)}; accepted is three whole numbers, 0 to 255"
+    if image.fit == "warp" and image.resample != "bicubic":
+        yield "image.resample", f"is {image.resample!r}; a warp is always 'bicubic'"
+    if image.fit != "warp" and any(image.fill):
+        yield "image.fill", f"is {list(image.fill)}; only a warp fills with anything but zeros"
     if min(image.std) <= 0:
         yield "image.std", f"is {list(image.std)}; accepted is three positive numbers"
 

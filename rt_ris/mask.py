@@ -1,23 +1,25 @@
 """Masks: from the logits of a network to the pixels of the picture.
 
 This is the only definition of post-processing; evaluation uses it too. The way from the logit
-grid to the picture is two bilinear resizes with a crop between them, each linear and separable.
+grid to the picture is two resizes with a crop between them, each linear and separable.
 Composed per axis they are one matrix, so the whole way is ``rows @ logits @ columns.T``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TypeAlias
+from functools import cached_property, lru_cache, partial
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rt_ris.errors import ShapeError
-from rt_ris.image import Box, Pixels, Prepared
-from rt_ris.spec import MaskSpec
+from rt_ris.image import Box, Prepared
+from rt_ris.spec import MaskSpec, Upsample
+from rt_ris.warp import Taps, affine, bicubic_corners, bilinear, fit_axis
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -30,34 +32,57 @@ class Placement:
         side: S, side of the network's square input, which the grid spans.
         box: the part of that input that shows the picture.
         size: height and width of the picture.
+        warped: the picture was fitted by an affine warp, which is taken back.
     """
 
     side: int
     box: Box
     size: tuple[int, int]
+    warped: bool = False
 
     @classmethod
     def of(cls, prepared: Prepared) -> Placement:
         """Where the logits of a prepared picture lie."""
-        return cls(side=prepared.pixels.shape[1], box=prepared.box, size=prepared.size)
+        return cls(
+            side=prepared.pixels.shape[1],
+            box=prepared.box,
+            size=prepared.size,
+            warped=prepared.warped,
+        )
+
+    @classmethod
+    def on_input(cls, side: int) -> Placement:
+        """Of a grid that is looked at on the S x S input itself, where some papers evaluate."""
+        return cls(side=side, box=Box(0, 0, side, side), size=(side, side))
 
 
-def place(grid: Floats, placement: Placement) -> Floats:
+def place(grid: Floats, placement: Placement, *, upsample: Upsample = "bilinear") -> Floats:
     """Resize a grid to the picture: grid -> S x S -> crop of the valid box -> original size.
 
-    Equals two calls of ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``
-    with a crop between them, up to rounding.
+    The first step equals ``torch.nn.functional.interpolate`` in the mode of ``upsample``, up to
+    rounding. The second is bilinear, or, after a warp, OpenCV's ``warpAffine`` the other way.
 
     Args:
         grid: float32 [h, w], logits or probabilities.
         placement: where it lies.
+        upsample: as in ``MaskSpec``.
 
     Returns:
         float32 [H, W].
     """
     box, (height, width) = placement.box, placement.size
-    rows = _axis(grid.shape[0], placement.side, (box.top, box.bottom), height)
-    columns = _axis(grid.shape[1], placement.side, (box.left, box.right), width)
+    if placement.warped:
+        longest = max(height, width)
+        rows, columns = (
+            _warped_axis(cells, placement.side, (length, longest), upsample, rows=vertical)
+            for cells, length, vertical in (
+                (grid.shape[0], height, True),
+                (grid.shape[1], width, False),
+            )
+        )
+    else:
+        rows = _axis(grid.shape[0], placement.side, (box.top, box.bottom), height, upsample)
+        columns = _axis(grid.shape[1], placement.side, (box.left, box.right), width, upsample)
     placed: Floats = rows @ grid @ columns.T
     return placed
 
@@ -111,8 +136,8 @@ class Mask:
     def probability(self) -> Floats:
         """Float32 [H, W], 0..1: how likely a pixel belongs to the thing, should it exist."""
         if self.spec.interpolate == "logits":
-            return sigmoid(place(self.logits, self.placement))
-        return place(sigmoid(self.logits), self.placement)
+            return sigmoid(self._place(self.logits))
+        return self._place(sigmoid(self.logits))
 
     @cached_property
     def binary(self) -> npt.NDArray[np.bool_]:
@@ -121,7 +146,7 @@ class Mask:
             return np.zeros(self.size, dtype=np.bool_)
         threshold = self.spec.threshold
         if self.spec.interpolate == "logits":
-            inside = place(self.logits, self.placement) > np.float32(logit(threshold))
+            inside = self._place(self.logits) > np.float32(logit(threshold))
         else:
             inside = self.probability > np.float32(threshold)
         return np.asarray(inside, dtype=np.bool_)
@@ -140,81 +165,44 @@ class Mask:
             return None
         return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
 
+    def _place(self, grid: Floats) -> Floats:
+        return place(grid, self.placement, upsample=self.spec.upsample)
+
 
 def logit(probability: float) -> float:
     """The inverse of the logistic function."""
     return math.log(probability / (1 - probability))
 
 
-def overlay(
-    image: Pixels,
-    binary: npt.NDArray[np.bool_],
-    *,
-    colour: tuple[int, int, int] = (64, 255, 0),
-    opacity: float = 0.45,
-) -> Pixels:
-    """Tint the pixels of a mask and draw its outline.
-
-    Args:
-        image: uint8 [H, W, 3].
-        binary: bool [H, W].
-        colour: RGB, 0..255.
-        opacity: 0..1 of the tint; the outline is opaque.
-
-    Returns:
-        A new uint8 [H, W, 3].
-
-    Raises:
-        ShapeError: picture and mask differ in size.
-    """
-    if image.shape[:2] != binary.shape:
-        raise ShapeError(
-            f"The picture is {list(image.shape[:2])} and the mask {list(binary.shape)}; overlay() "
-            "takes both at the same size."
-        )
-    tint = np.array(colour, dtype=np.float32)
-    drawn: Pixels = image.copy()
-    mixed = image[binary].astype(np.float32) * (1 - opacity) + tint * opacity
-    drawn[binary] = np.round(mixed).astype(np.uint8)
-    drawn[_outline(binary, width=max(1, max(binary.shape) // 400))] = tint.astype(np.uint8)
-    return drawn
-
-
-def _outline(binary: npt.NDArray[np.bool_], *, width: int) -> npt.NDArray[np.bool_]:
-    """The mask's pixels within ``width`` steps of a pixel outside it."""
-    inner = binary
-    for _ in range(width):
-        padded = np.pad(inner, 1)
-        vertical = padded[:-2, 1:-1] & padded[2:, 1:-1]
-        inner = inner & vertical & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return binary & ~inner
+@lru_cache(maxsize=32)
+def _axis(cells: int, side: int, crop: tuple[int, int], length: int, upsample: Upsample) -> Floats:
+    """Both resizes of one axis in one matrix, float32 [length, cells], read-only."""
+    cropped = _UPSAMPLE[upsample](cells, side).apply(np.eye(cells))[crop[0] : crop[1]]
+    return _sealed(bilinear(len(cropped), length).apply(cropped))
 
 
 @lru_cache(maxsize=32)
-def _axis(cells: int, side: int, crop: tuple[int, int], length: int) -> Floats:
-    """Both resizes of one axis in one matrix, float32 [length, cells], read-only."""
-    to_input = _taps(cells, side)
-    rows = np.zeros((side, cells))
-    for index, weight in to_input:
-        rows[np.arange(side), index] += weight
-    cropped = rows[crop[0] : crop[1]]
-    composed = np.zeros((length, cells))
-    for index, weight in _taps(len(cropped), length):
-        composed += cropped[index] * weight[:, None]
-    matrix = composed.astype(np.float32)
-    matrix.flags.writeable = False
-    return matrix
+def _warped_axis(
+    cells: int, side: int, lengths: tuple[int, int], upsample: Upsample, *, rows: bool
+) -> Floats:
+    """The resize of one axis and the way back out of a warp, as ``_axis``.
 
-
-def _taps(
-    before: int, after: int
-) -> tuple[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]], ...]:
-    """Two source indices and their weights for each of ``after`` samples.
-
-    Sample centres are aligned, edges are repeated: ``align_corners=False`` without anti-aliasing.
+    ``lengths`` are those of this side of the picture and of its longer side.
     """
-    centre = np.maximum((np.arange(after) + 0.5) * (before / after) - 0.5, 0.0)
-    low = np.minimum(np.floor(centre).astype(np.int64), before - 1)
-    high = np.minimum(low + 1, before - 1)
-    weight = np.where(high > low, centre - low, 0.0)
-    return (low, 1 - weight), (high, weight)
+    length, longest = lengths
+    scale, first = fit_axis(length, side, longest=longest)
+    on_input = _UPSAMPLE[upsample](cells, side).apply(np.eye(cells))
+    return _sealed(affine(side, length, scale=scale, offset=first, rows=rows).apply(on_input))
+
+
+def _sealed(matrix: npt.NDArray[np.float64]) -> Floats:
+    sealed = matrix.astype(np.float32)
+    sealed.flags.writeable = False
+    return sealed
+
+
+_UPSAMPLE: Final[Mapping[Upsample, Callable[[int, int], Taps]]] = {
+    "bilinear": bilinear,
+    "bilinear_corners": partial(bilinear, corners=True),
+    "bicubic_corners": bicubic_corners,
+}

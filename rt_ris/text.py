@@ -58,8 +58,8 @@ class Tokenizer:
     def encode(self, sentences: Sequence[str]) -> Tokens:
         """Tokenize N sentences.
 
-        A sentence longer than ``max_tokens`` is cut, keeps its end token where the tokenizer
-        writes one, and a ``TruncationWarning`` says after which word.
+        A sentence longer than ``max_tokens`` is cut and a ``TruncationWarning`` says after which
+        word. It keeps its end token, if there is one and unless ``TextSpec.keep_end`` is false.
 
         Raises:
             TextError: no sentence, or one that is empty, not text, or without any token.
@@ -95,7 +95,7 @@ class Tokenizer:
         limit = self.spec.max_tokens
         if len(encoding.ids) <= limit:
             return encoding.ids, None
-        ends = encoding.special_tokens_mask[-1] == 1
+        ends = self.spec.keep_end and encoding.special_tokens_mask[-1] == 1
         kept = limit - 1 if ends else limit
         ids = encoding.ids[:kept] + (encoding.ids[-1:] if ends else [])
         last_word = _last_word(sentence, encoding.offsets[:kept])

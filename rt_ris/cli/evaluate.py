@@ -31,6 +31,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="SEED",
         help="give sentences to other pictures (a baseline)",
     )
+    parser.add_argument(
+        "--space",
+        choices=("original", "input"),
+        default="original",
+        help="compare at the picture's own size, or on the stretched input as LAVT and DMMI do",
+    )
+    parser.add_argument(
+        "--empty-below",
+        type=non_negative,
+        default=0,
+        metavar="PIXELS",
+        help="smaller masks count as 'no such thing' (50 in gRefCOCO's practice) [0]",
+    )
     parser.add_argument("--threads", type=positive, help="processor threads")
     add_json(parser)
     add_weights(parser)
@@ -43,8 +56,14 @@ def run(args: argparse.Namespace) -> int:
     from rt_ris_train.evaluate import EvaluationOptions, evaluate
 
     dataset = RefDataset.open(args.data, split=args.split, split_by=args.split_by)
-    options = EvaluationOptions(limit=args.limit, shuffle_seed=args.shuffle)
     with _predictor(args) as predictor:
+        options = EvaluationOptions(
+            limit=args.limit,
+            shuffle_seed=args.shuffle,
+            field=predictor.tokenizer.spec.field,
+            input_side=_input_side(predictor) if args.space == "input" else None,
+            empty_below=args.empty_below,
+        )
         began = time.process_time()
         found = evaluate(predictor, dataset, options=options, progress=_progress)
         seconds = time.process_time() - began
@@ -60,6 +79,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(result))
     return 0
+
+
+def _input_side(predictor: Predictor) -> int:
+    if predictor.image.fit != "stretch":
+        raise RecipeError(
+            f"This network fits pictures by '{predictor.image.fit}'; --space input is the "
+            "convention of networks that stretch them. Use --space original."
+        )
+    return predictor.image.size
 
 
 def _predictor(args: argparse.Namespace) -> Predictor:

@@ -18,9 +18,10 @@ from PIL import Image
 
 import rt_ris
 from rt_ris.cli.options import add_bundle, load, print_json, shown
+from rt_ris.cli.overlay import overlay
 from rt_ris.errors import OutputError, StorageError
 from rt_ris.image import Pixels, load_image
-from rt_ris.mask import Mask, overlay
+from rt_ris.mask import Mask
 from rt_ris.predictor import Predictor
 from rt_ris.session import SessionStats
 from rt_ris.text import TruncationWarning

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rt_ris.cli.overlay import overlay
 from rt_ris.errors import ShapeError
 from rt_ris.image import fit_box
-from rt_ris.mask import Mask, Placement, logit, overlay, place, sigmoid
+from rt_ris.mask import Mask, Placement, logit, place, sigmoid
 from rt_ris.spec import Fit, ImageSpec, Interpolate, MaskSpec
 
 SIZES = [(1, 1), (48, 64), (3, 20_000), (20_000, 3), (97, 31)]

@@ -114,3 +114,16 @@ def test_any_text_fits_in_and_does_not_touch_its_neighbours(sentences: list[str]
         assert together.truncated_after[row] == one.truncated_after[0]
     real = together.token_mask
     assert (real[:, :-1] >= real[:, 1:]).all()
+
+
+def test_a_cut_sentence_loses_its_end_where_the_authors_cut_it_off() -> None:
+    document = (Path(__file__).parents[1] / "fixtures" / "tiny" / "tokenizer.json").read_bytes()
+    for keep_end in (True, False):
+        spec = TextSpec(max_tokens=4, keep_end=keep_end)
+        with pytest.warns(TruncationWarning):
+            (row,) = Tokenizer(document, spec).encode(["red green blue red green"]).token_ids
+        whole = Tokenizer(document, TextSpec(max_tokens=16)).encode(["red green blue red green"])
+        expected = whole.token_ids[0, :4].copy()
+        if keep_end:
+            expected[-1] = whole.token_ids[0][whole.token_mask[0]][-1]
+        assert row.tolist() == expected.tolist()

@@ -1,21 +1,29 @@
 """Evaluate a predictor on RefCOCO-format data; a checkpoint and a bundle take the same way.
 
-Every sentence of every ref counts once, at the picture's original size.
+Every sentence of every ref counts once. Masks are compared at the picture's own size (CRIS, ETRIS)
+or on the network's stretched input (LAVT, DMMI): the two give other numbers for the same masks, as
+pixels weigh differently, so each result says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from rt_ris.mask import Mask, Placement
+from rt_ris.spec import SentenceField
 from rt_ris_train.data.refcoco import Ref, RefDataset, Sentence
 from rt_ris_train.metrics import MetricsByKind
 
 Progress = Callable[[int, int], None]
+
+
+Bool = npt.NDArray[np.bool_]
 
 
 class Answer(Protocol):
@@ -44,10 +52,18 @@ class EvaluationOptions:
         limit: the most sentences, spread evenly over the split; None for all.
         shuffle_seed: give every sentence the picture of another one, to see whether the network
             reads; None to leave them where they belong.
+        field: which text of a sentence is asked.
+        input_side: compare on the S x S input of a network that stretches pictures, this S, with
+            targets resized to it by their nearest pixels; None compares at the picture's own size.
+        empty_below: a mask with fewer true pixels counts as "there is no such thing", the habit of
+            gRefCOCO for networks that never say so themselves; 0 changes nothing.
     """
 
     limit: int | None = None
     shuffle_seed: int | None = None
+    field: SentenceField = "sent"
+    input_side: int | None = None
+    empty_below: int = 0
 
 
 def evaluate(
@@ -72,14 +88,40 @@ def evaluate(
         answers = segmenter.segment([text for text, _, _ in samples])
         masks = {target: dataset.mask(target) for target in {target for _, target, _ in samples}}
         for answer, (_, target, kind) in zip(answers, samples, strict=True):
-            metrics.update(answer.binary, masks[target], kind=kind)
+            found, wanted = _compared(answer, masks[target], chosen)
+            metrics.update(found, wanted, kind=kind)
         done += len(samples)
         progress(done, total)
     return {
         **metrics.summary(),
-        "eval_space": "original",
+        "eval_space": _space(chosen),
+        "empty_below": chosen.empty_below,
         "shuffled": chosen.shuffle_seed is not None,
     }
+
+
+def _space(options: EvaluationOptions) -> str:
+    side = options.input_side
+    return "original" if side is None else f"input {side} x {side}"
+
+
+def _compared(answer: Answer, target: Bool, options: EvaluationOptions) -> tuple[Bool, Bool]:
+    """The prediction and the target in the space that was asked for."""
+    found = answer.binary
+    if options.input_side is not None:
+        found, target = _on_input(answer, target, side=options.input_side)
+    if np.count_nonzero(found) < options.empty_below:
+        found = np.zeros_like(found)
+    return found, target
+
+
+def _on_input(answer: Answer, target: Bool, *, side: int) -> tuple[Bool, Bool]:
+    """Both on the stretched input; the target by its nearest pixels, as torchvision resizes it."""
+    if not isinstance(answer, Mask):
+        raise TypeError(f"{type(answer).__name__} has no logits to look at on the input.")
+    found = replace(answer, placement=Placement.on_input(side)).binary
+    resized = Image.fromarray(target).resize((side, side), Image.Resampling.NEAREST)
+    return found, np.asarray(resized, dtype=np.bool_)
 
 
 _Sample = tuple[str, Ref, str | None]
@@ -93,16 +135,20 @@ def _by_image(
     if options.limit is not None and options.limit < len(samples):
         rows = np.linspace(0, len(samples) - 1, options.limit).round().astype(int)
         samples = [samples[row] for row in rows]
-    texts = [sentence.text for _, sentence in samples]
+    texts = [_text(sentence, options) for _, sentence in samples]
     if options.shuffle_seed is not None:
-        texts = _elsewhere(samples, options.shuffle_seed)
+        texts = _elsewhere(samples, texts, options.shuffle_seed)
     groups: dict[int, tuple[Ref, list[_Sample]]] = {}
     for text, (ref, sentence) in zip(texts, samples, strict=True):
         groups.setdefault(ref.image_id, (ref, []))[1].append((text, ref, sentence.kind))
     yield from groups.values()
 
 
-def _elsewhere(samples: Sequence[tuple[Ref, Sentence]], seed: int) -> list[str]:
+def _text(sentence: Sentence, options: EvaluationOptions) -> str:
+    return sentence.raw if options.field == "raw" else sentence.text
+
+
+def _elsewhere(samples: Sequence[tuple[Ref, Sentence]], own: Sequence[str], seed: int) -> list[str]:
     """For every sample the sentence of a sample on another picture, by a seeded draw."""
     draw = np.random.default_rng(seed)
     images = np.array([ref.image_id for ref, _ in samples])
@@ -110,5 +156,5 @@ def _elsewhere(samples: Sequence[tuple[Ref, Sentence]], seed: int) -> list[str]:
     for image in images:
         others = np.flatnonzero(images != image)
         pick = int(draw.choice(others)) if len(others) else 0
-        texts.append(samples[pick][1].text)
+        texts.append(own[pick])
     return texts
