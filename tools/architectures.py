@@ -16,25 +16,16 @@ from typing import Any
 
 import torch
 
-from rt_ris.spec import EXPRESSIONS, DType, StageGraph, TensorSpec
+from rt_ris.spec import StageGraph
 from rt_ris_train import architecture
 from rt_ris_train.architecture import Architecture, Figure, ReferringNetwork, Stage, Variant
-from rt_ris_train.counting import multiply_adds, parameters
+from rt_ris_train.counting import parameters, stage_multiply_adds
 
 ROOT = Path(__file__).parent.parent
 JSON = ROOT / "bench" / "results" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
 TOY = "tiny"
 """The variant for tests, of which nothing is published and nothing is interesting."""
-
-_TORCH: dict[DType, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "uint8": torch.uint8,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "bool": torch.bool,
-}
 
 
 def survey() -> dict[str, Any]:
@@ -73,18 +64,12 @@ def _variant(name: str, variant: Variant) -> dict[str, Any]:
 
 
 def _stage(stage: Stage, graph: StageGraph) -> dict[str, Any]:
-    inputs = [_example(spec) for spec in stage.spec.inputs]
     return {
         "id": stage.spec.id,
         "depends_on": graph.dependency(stage.spec.id).value,
-        "multiply_adds": multiply_adds(lambda: stage.module(*inputs)),
+        "multiply_adds": stage_multiply_adds(stage),
         "handed_on_bytes": sum(spec.nbytes() for spec in stage.spec.outputs),
     }
-
-
-def _example(spec: TensorSpec) -> torch.Tensor:
-    shape = [1 if axis == EXPRESSIONS else int(axis) for axis in spec.shape]
-    return torch.zeros(shape, dtype=_TORCH[spec.dtype], device="meta")
 
 
 def _figure(figure: Figure, network: ReferringNetwork) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -234,6 +234,10 @@ class ReferringNetwork(nn.Module, ABC):
             CheckpointError: this network needs none.
         """
         raise CheckpointError("This network brings its own tokenizer; give none.")
+
+    def kept_frozen(self) -> Collection[str]:
+        """Frozen weights that no published file brings, so that checkpoints must hold them."""
+        return ()
 
     def training_text(self, tokens: Tokens, *, seed: int) -> Mapping[str, npt.NDArray[Any]]:
         """Further text inputs that only ``training_run`` reads, each [N, ...], by name."""

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from rt_ris.errors import CheckpointError, StorageError
 from rt_ris_train.architecture import Architecture, ReferringNetwork, load
@@ -196,13 +196,32 @@ def _differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> lis
 
 
 def _frozen_names(network: ReferringNetwork) -> set[str]:
-    """Names of parameters that never train, and of the buffers of modules that hold only such."""
+    """Names of parameters that never train, and of the buffers of modules that hold only such.
+
+    Where frozen BatchNorms go on counting in training (ETRIS), their statistics are not frozen.
+    """
     frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    counting = _counting(network)
     for prefix, module in network.named_modules():
         parameters = list(module.parameters())
         if parameters and not any(value.requires_grad for value in parameters):
-            frozen |= {f"{prefix}.{name}" for name in module.state_dict()}
-    return frozen
+            frozen |= {f"{prefix}.{name}" for name in module.state_dict()} - counting
+    return frozen - set(network.kept_frozen())
+
+
+def _counting(network: ReferringNetwork) -> set[str]:
+    """Statistics that a training step of this network changes."""
+    before = network.training
+    network.train()
+    norms = {
+        prefix: module
+        for prefix, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    }
+    network.train(before)
+    return {
+        f"{prefix}.{name}" for prefix, norm in norms.items() for name, _ in norm.named_buffers()
+    }
 
 
 def _unshared(network: ReferringNetwork) -> dict[str, Tensor]:

@@ -14,26 +14,18 @@ from onnx import ModelProto
 from torch import Tensor
 
 from rt_ris.errors import PlanError
-from rt_ris.spec import EXPRESSIONS, VALID_BOX, DType, StageSpec, TensorSpec
+from rt_ris.spec import EXPRESSIONS, VALID_BOX, StageSpec, TensorSpec
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS, NETWORK
 from rt_ris_export.step import Context, Step
 from rt_ris_train.architecture import Stage
+from rt_ris_train.counting import TORCH
 
 OPSET: Final = 20
 """The newest that TensorRT 10.3, the one of JetPack 6, reads."""
 
 _EXAMPLE_EXPRESSIONS: Final = 3
 """N of the example: not 1, which an exporter may take for a constant, and unlike any axis."""
-
-_TORCH: Final[dict[DType, torch.dtype]] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "uint8": torch.uint8,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "bool": torch.bool,
-}
 
 
 def trace(stage: Stage) -> ModelProto:
@@ -84,7 +76,7 @@ def _run(context: Context) -> None:
 def _example(spec: TensorSpec) -> Tensor:
     """A tensor of a spec's dtype and shape; its values are traced through, not looked at."""
     shape = [_EXAMPLE_EXPRESSIONS if axis == EXPRESSIONS else int(axis) for axis in spec.shape]
-    example = torch.ones(shape, dtype=_TORCH[spec.dtype])
+    example = torch.ones(shape, dtype=TORCH[spec.dtype])
     if spec.name == VALID_BOX:
         example[:, :2] = 0
     return example

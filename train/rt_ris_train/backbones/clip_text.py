@@ -31,11 +31,19 @@ class ClipTextSize:
 
 
 class ClipText(nn.Module):
-    """Word features of CLIP: ``ln_final`` of every token, causal, not projected."""
+    """CLIP's text tower: word features, and where a projection is asked for the sentence's.
+
+    Padding stands after the end token and attention is causal, so no real token sees a pad.
+
+    Args:
+        size: of the tower.
+        length: L, number of token positions.
+        projection: D', width of the sentence feature; None where nobody reads it.
+    """
 
     causal: Tensor
 
-    def __init__(self, size: ClipTextSize, *, length: int) -> None:
+    def __init__(self, size: ClipTextSize, *, length: int, projection: int | None = None) -> None:
         super().__init__()
         self.length = length
         self.token_embedding = nn.Embedding(VOCABULARY, size.width)
@@ -46,29 +54,60 @@ class ClipText(nn.Module):
         self.ln_final = nn.LayerNorm(size.width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
+        self.text_projection: nn.Parameter | None = None
+        if projection is not None:
+            drawn = torch.randn(size.width, projection) * size.width**-0.5
+            self.text_projection = nn.Parameter(drawn)
         causal = torch.full((length, length), float("-inf")).triu(1)
         self.register_buffer("causal", causal, persistent=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """int32 [N, L] to float32 [N, L, width]; padding stands after the end, so none is seen."""
-        words = self.token_embedding(token_ids) + self.positional_embedding[: self.length]
-        found: Tensor = self.ln_final(self.transformer(words, attn_mask=self.causal))
+        """Word features: int32 [N, L] to ``ln_final`` of every token, float32 [N, L, width]."""
+        found: Tensor = self.ln_final(self.blocks(self.embed(token_ids)))
         return found
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int32 [N, L] to what enters the first block, [N, L, width]."""
+        words: Tensor = self.token_embedding(token_ids)
+        return words + self.positional_embedding[: self.length]
+
+    def blocks(self, words: Tensor, *, first: int = 0, stop: int | None = None) -> Tensor:
+        """Some of the blocks in a row, [N, L, width]."""
+        for block in self.transformer.resblocks[first:stop]:
+            words = block(words, attn_mask=self.causal)
+        return words
+
+    def sentence(self, words: Tensor, token_ids: Tensor) -> Tensor:
+        """The projected feature of the end token, not normalised, [N, D'].
+
+        Args:
+            words: what ``forward`` gives.
+            token_ids: int32 [N, L]; the end token has the greatest id.
+        """
+        assert self.text_projection is not None
+        at_end = (token_ids == END).to(words.dtype)[:, None]
+        return (at_end @ words)[:, 0] @ self.text_projection
+
+
+UNUSED: Final = {
+    "visual.": "the image tower",
+    "logit_scale": "of CLIP's own loss",
+    "input_resolution": "a number, no weight",
+    "context_length": "a number, no weight",
+    "vocab_size": "a number, no weight",
+}
+"""What CLIP's files hold beside the text tower."""
 
 
 def official_file(encoder: ClipText, prefix: str) -> OfficialFile:
     """How a released CLIP state dict fills the tower; names are OpenAI's and open_clip's."""
+    unused = dict(UNUSED)
+    if encoder.text_projection is None:
+        unused["text_projection"] = "words are not projected"
     return OfficialFile(
         title="CLIP, a state dict with OpenAI's names",
         keys={prefix + name: name for name in encoder.state_dict()},
-        unused={
-            "visual.": "the image tower",
-            "logit_scale": "of CLIP's own loss",
-            "text_projection": "words are not projected",
-            "input_resolution": "a number, no weight",
-            "context_length": "a number, no weight",
-            "vocab_size": "a number, no weight",
-        },
+        unused=unused,
     )
 
 
