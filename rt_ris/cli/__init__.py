@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, TextIO
 
@@ -72,6 +72,11 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
+
+ENCODERS: Final[Mapping[str, str]] = MappingProxyType(
+    {"open_clip": "sam", "segment_anything": "sam"}
+)
+"""Modules of published encoders, which some architectures need, by the extra that brings them."""
 
 LITE_WEIGHTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -146,10 +151,13 @@ def _missing_extra(error: ModuleNotFoundError, words: Sequence[str]) -> MissingE
     verb = words[0] if words else ""
     if verb not in VERBS or not module or (module.startswith("rt_ris") and "." in module):
         return None
+    root = module.partition(".")[0]
+    row = VERBS[verb]
+    if root in ENCODERS:
+        row = replace(row, extras=f"{row.extras},{ENCODERS[root]}")
     return MissingExtraError(
-        f"rt-ris {verb} needs '{module.partition('.')[0]}', which is not installed; run: "
-        f"{VERBS[verb].pip_line()}",
-        extra=VERBS[verb].extras,
+        f"rt-ris {verb} needs '{root}', which is not installed; run: {row.pip_line()}",
+        extra=row.extras,
         module=module,
     )
 

