@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from functools import partial
+
 import open_clip
 import pytest
 import torch
+from segment_anything.modeling.image_encoder import ImageEncoderViT
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import BertModel
 
 from rt_ris_train.backbones import clip_text, efficientnet_lite, minilm, sam
+from rt_ris_train.backbones.sam_sizes import SIZES
 
 
 @pytest.mark.parametrize(
@@ -49,18 +54,55 @@ def test_clip_words_equal_open_clip() -> None:
     torch.testing.assert_close(found[:, :3], words[:, :3], rtol=1e-4, atol=1e-5)
 
 
-def test_sam_taps_are_the_outputs_of_the_global_blocks() -> None:
-    encoder = sam.SamEncoder(sam.SIZES["tiny"]).eval()
+def test_the_clip_sentence_equals_open_clip() -> None:
+    size = clip_text.ClipTextSize(width=64, heads=1, layers=2)
+    ours = clip_text.ClipText(size, length=8, projection=32).eval()
+    theirs = open_clip.model.TextTransformer(
+        context_length=77,
+        width=64,
+        heads=1,
+        layers=2,
+        output_dim=32,
+        act_layer=open_clip.model.QuickGELU,
+    ).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    ids = torch.zeros(2, 77).long()
+    ids[:, :5] = torch.tensor([[49406, 11, 12, 13, 49407], [49406, 7, 49407, 0, 0]])
+    short = ids[:, :8].int()
+    with torch.no_grad():
+        found = ours.sentence(ours(short), short)
+        torch.testing.assert_close(found, theirs(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_sam_taps_are_segment_anythings_with_windows_that_need_padding() -> None:
+    size = SIZES["tiny"]
+    assert size.cells % size.window
+    encoder = sam.SamEncoder(size).eval()
+    theirs = ImageEncoderViT(
+        img_size=size.image_size,
+        embed_dim=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=size.window,
+        global_attn_indexes=size.global_blocks,
+    ).eval()
+    for name, value in theirs.named_parameters():
+        if "rel_pos" in name or name == "pos_embed":
+            nn.init.normal_(value, std=0.2)
+    state = theirs.state_dict()
+    keys = sam.official_file(encoder, "").keys
+    released = {f"image_encoder.{name}": value for name, value in state.items()}
+    encoder.load_state_dict({own: released[name] for own, name in keys.items()})
     seen: list[torch.Tensor] = []
-    for index in encoder.taps:
-        block = encoder.network.blocks[index]
-        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    for index in size.global_blocks[1:]:
+        theirs.blocks[index].register_forward_hook(lambda _, __, output: seen.append(output))
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         taps = encoder(image)
-        encoder.network(image)
-    assert encoder.taps == (1, 2, 3)
-    for tap, output in zip(taps, seen[3:], strict=True):
+        theirs(image)
+    for tap, output in zip(taps, seen, strict=True):
         torch.testing.assert_close(tap, output)
 
 

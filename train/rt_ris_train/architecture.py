@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy.typing as npt
 import torch
@@ -38,6 +38,7 @@ from rt_ris.spec import (
     MaskSpec,
     StageGraph,
     StageSpec,
+    TensorSpec,
     TextSpec,
 )
 from rt_ris.text import Tokens
@@ -309,6 +310,9 @@ class ReferringNetwork(nn.Module, ABC):
         return Outputs(logits=known[LOGITS], existence=known.get(EXISTENCE))
 
 
+Network = TypeVar("Network", bound=ReferringNetwork)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One size of an architecture.
@@ -391,6 +395,18 @@ def _module(name: str) -> ModuleType:
             assert isinstance(module, ModuleType)
             return module
     return importlib.import_module(f"rt_ris_train.architectures.{name}")
+
+
+def float32(name: str, *shape: int | str) -> TensorSpec:
+    """A tensor between stages."""
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+def seeded(build: Callable[[], Network]) -> Network:
+    """A network in evaluation mode whose random weights depend on nothing but its size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval()
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -27,7 +27,6 @@ from rt_ris.spec import (
     ImageSpec,
     MaskSpec,
     StageSpec,
-    TensorSpec,
     TextSpec,
     external_inputs,
 )
@@ -43,6 +42,8 @@ from rt_ris_train.architecture import (
     StageModule,
     Supervision,
     Variant,
+    float32,
+    seeded,
 )
 from rt_ris_train.backbones import minilm
 from rt_ris_train.backbones.bert import Bert, BertSize
@@ -201,16 +202,16 @@ class Dmmi(ReferringNetwork):
         config = self.config
         outer = {spec.name: spec for spec in external_inputs(self.image, self.text)}
         channels, cells = config.image.channels, config.cells(0)
-        x1 = _float("x1", 1, cells**2, channels[0])
+        x1 = float32("x1", 1, cells**2, channels[0])
         maps = tuple(
-            _float(f"c{stage + 1}", EXPRESSIONS, width, config.cells(stage), config.cells(stage))
+            float32(f"c{stage + 1}", EXPRESSIONS, width, config.cells(stage), config.cells(stage))
             for stage, width in enumerate(channels)
         )
         words, refined = (
-            _float(name, EXPRESSIONS, config.tokens, config.text.width)
+            float32(name, EXPRESSIONS, config.tokens, config.text.width)
             for name in ("words", "refined")
         )
-        logits = _float(LOGITS, EXPRESSIONS, cells, cells)
+        logits = float32(LOGITS, EXPRESSIONS, cells, cells)
         specs = (
             StageSpec(
                 id="image_stage1",
@@ -476,15 +477,8 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _float(name: str, *shape: int | str) -> TensorSpec:
-    return TensorSpec(name=name, dtype="float32", shape=shape)
-
-
-def _seeded(config: DmmiConfig) -> Dmmi:
-    """Build with weights that depend on nothing but the size."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Dmmi(config).eval()
+def _build(config: DmmiConfig) -> Dmmi:
+    return seeded(partial(Dmmi, config))
 
 
 LAYER: Final = 2 * (4 * 768 * 768 + 4 * 768) + (2 * 768 * 2048 + 2048 + 768) + 6 * 768
@@ -536,7 +530,7 @@ ARCHITECTURE = Architecture(
     variants={
         "swin": Variant(
             summary="Swin-B and BERT-base, 480 pixels",
-            build=partial(_seeded, DmmiConfig(image=SwinSize())),
+            build=partial(_build, DmmiConfig(image=SwinSize())),
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -550,7 +544,7 @@ ARCHITECTURE = Architecture(
         ),
         "r101": Variant(
             summary="ResNet-101 and BERT-base, 480 pixels",
-            build=partial(_seeded, DmmiConfig(image=ResNetSize())),
+            build=partial(_build, DmmiConfig(image=ResNetSize())),
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -560,7 +554,7 @@ ARCHITECTURE = Architecture(
         ),
         "tiny": Variant(
             summary="the published code path at toy size, for tests; all of it trains",
-            build=partial(_seeded, TINY),
+            build=partial(_build, TINY),
             published=False,
             weights_licence="random",
         ),

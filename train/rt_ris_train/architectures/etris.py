@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from rt_ris.spec import (
@@ -25,7 +24,6 @@ from rt_ris.spec import (
     ImageSpec,
     MaskSpec,
     StageSpec,
-    TensorSpec,
     TextSpec,
     external_inputs,
 )
@@ -39,6 +37,8 @@ from rt_ris_train.architecture import (
     StageModule,
     Supervision,
     Variant,
+    float32,
+    seeded,
 )
 from rt_ris_train.backbones import clip_text
 from rt_ris_train.backbones.clip_image import (
@@ -247,12 +247,12 @@ class Etris(ReferringNetwork):
         """A third of the image tower, a third of the text tower, fusion, decoder."""
         config = self.config
         outer = {spec.name: spec for spec in external_inputs(self.image, self.text)}
-        v1 = _float("v1", 1, *self._front_shape())
-        t1 = _float("t1", EXPRESSIONS, config.tokens, config.text.width)
-        f_q = _float("f_q", EXPRESSIONS, config.width, config.cells, config.cells)
-        f_w = _float("f_w", EXPRESSIONS, config.tokens, config.text.width)
-        f_s = _float("f_s", EXPRESSIONS, config.image.outputs)
-        logits = _float(LOGITS, EXPRESSIONS, self.mask.size, self.mask.size)
+        v1 = float32("v1", 1, *self._front_shape())
+        t1 = float32("t1", EXPRESSIONS, config.tokens, config.text.width)
+        f_q = float32("f_q", EXPRESSIONS, config.width, config.cells, config.cells)
+        f_w = float32("f_w", EXPRESSIONS, config.tokens, config.text.width)
+        f_s = float32("f_s", EXPRESSIONS, config.image.outputs)
+        logits = float32(LOGITS, EXPRESSIONS, self.mask.size, self.mask.size)
         ids = outer[TOKEN_IDS]
         specs = (
             StageSpec(
@@ -346,15 +346,8 @@ def _channels(size: ResNetSize | VitSize) -> tuple[int, int, int]:
     return (8 * size.width, 16 * size.width, 32 * size.width)
 
 
-def _float(name: str, *shape: int | str) -> TensorSpec:
-    return TensorSpec(name=name, dtype="float32", shape=shape)
-
-
-def _seeded(config: EtrisConfig) -> Etris:
-    """Build with weights that depend on nothing but the size."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Etris(config).eval()
+def _build(config: EtrisConfig) -> Etris:
+    return seeded(partial(Etris, config))
 
 
 def _part(name: str) -> Callable[[ReferringNetwork], int]:
@@ -438,7 +431,7 @@ _DECODER = Figure(
 def _variant(summary: str, config: EtrisConfig, figures: tuple[Figure, ...]) -> Variant:
     return Variant(
         summary=summary,
-        build=partial(_seeded, config),
+        build=partial(_build, config),
         published=True,
         weights_licence="CLIP MIT; the authors' fine-tuned weights MIT",
         figures=figures,
@@ -479,7 +472,7 @@ ARCHITECTURE = Architecture(
         ),
         "tiny": Variant(
             summary="the published code path at toy size, for tests; its towers train",
-            build=partial(_seeded, TINY),
+            build=partial(_build, TINY),
             published=False,
             weights_licence="random",
         ),

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from rt_ris.spec import (
@@ -27,7 +26,6 @@ from rt_ris.spec import (
     TOKEN_IDS,
     TOKEN_MASK,
     VALID_BOX,
-    DType,
     ImageSpec,
     MaskSpec,
     Role,
@@ -43,11 +41,15 @@ from rt_ris_train.architecture import (
     Stage,
     StageModule,
     Variant,
+    float32,
+    seeded,
 )
+from rt_ris_train.backbones import sam_sizes
 from rt_ris_train.blocks.feature_enhancement import FeatureEnhancement
 from rt_ris_train.blocks.mask_decoder import MaskDecoder
 from rt_ris_train.blocks.mutual_attention import LanguageGuided, MutualAttention
 from rt_ris_train.blocks.pixels import Coordinates, Normalise
+from rt_ris_train.counting import parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +265,10 @@ class Maris(ReferringNetwork):
         """Image, text, fusion and decoder."""
         c, p, length = self.config.width, self.config.cells**2, self.text.length
         outer = {spec.name: spec for spec in external_inputs(self.image, self.text)}
-        z_v = _float("z_v", 1, p, c)
-        z_l = _float("z_l", EXPRESSIONS, length, c)
-        f_lav = _float("f_lav", EXPRESSIONS, p, c)
-        f_val = _float("f_val", EXPRESSIONS, length, c)
+        z_v = float32("z_v", 1, p, c)
+        z_l = float32("z_l", EXPRESSIONS, length, c)
+        f_lav = float32("f_lav", EXPRESSIONS, p, c)
+        f_val = float32("f_val", EXPRESSIONS, length, c)
         edges = self._edges()
         text_inputs = (outer[TOKEN_IDS], outer[TOKEN_MASK])[: 2 if self.text_masked else 1]
         return (
@@ -287,16 +289,11 @@ class Maris(ReferringNetwork):
         if not self.config.edge_channels:
             return ()
         side = 2 * self.config.cells
-        return (_float("edges", 1, self.config.width // 4, side, side),)
+        return (float32("edges", 1, self.config.width // 4, side, side),)
 
     def _outputs(self) -> tuple[TensorSpec, ...]:
-        logits = _float(LOGITS, EXPRESSIONS, self.mask.size, self.mask.size)
-        return (logits, _float(EXISTENCE, EXPRESSIONS)) if self.config.existence else (logits,)
-
-
-def _float(name: str, *shape: int | str) -> TensorSpec:
-    dtype: DType = "float32"
-    return TensorSpec(name=name, dtype=dtype, shape=shape)
+        logits = float32(LOGITS, EXPRESSIONS, self.mask.size, self.mask.size)
+        return (logits, float32(EXISTENCE, EXPRESSIONS)) if self.config.existence else (logits,)
 
 
 def _stage(
@@ -355,7 +352,7 @@ def build_sam(
     """A published size, with seeded random weights until official ones are imported.
 
     Args:
-        size: a key of ``backbones.sam.SIZES``.
+        size: a key of ``backbones.sam_sizes.SIZES``.
         text_width: of CLIP's tower; 512 as ViT-B/16's and RN101's.
         text_layers: of CLIP's tower.
         width: C.
@@ -363,7 +360,7 @@ def build_sam(
     """
     from rt_ris_train.backbones import clip_text, sam
 
-    chosen = sam.SIZES[size]
+    chosen = sam_sizes.SIZES[size]
     padded = -(-tokens // 8) * 8
     text = TextSpec(max_tokens=tokens, padded_tokens=padded)
     text_size = clip_text.ClipTextSize(width=text_width, heads=text_width // 64, layers=text_layers)
@@ -391,13 +388,6 @@ def build_sam(
     )
 
 
-def _seeded(build: Callable[[], Maris]) -> Maris:
-    """Build with weights that depend on nothing but the variant."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build().eval()
-
-
 _SHIPPED = Path(__file__).parent.parent / "checkpoints" / "maris-lite.safetensors"
 _SAM = "SAM Apache-2.0, CLIP MIT"
 
@@ -405,10 +395,16 @@ _SAM = "SAM Apache-2.0, CLIP MIT"
 def _sam_variant(size: str, summary: str) -> Variant:
     return Variant(
         summary=summary,
-        build=partial(_seeded, partial(build_sam, size=size)),
+        build=partial(seeded, partial(build_sam, size=size)),
         published=True,
         weights_licence=_SAM,
+        figures=sam_sizes.figures(size, _encoder),
     )
+
+
+def _encoder(network: ReferringNetwork) -> int:
+    assert isinstance(network, Maris)
+    return parameters(network.image_stage.encoder)
 
 
 ARCHITECTURE = Architecture(
@@ -419,7 +415,7 @@ ARCHITECTURE = Architecture(
     variants={
         "lite": Variant(
             summary="EfficientNet-Lite0 and MiniLM, 512 pixels, for a processor or a small GPU",
-            build=partial(_seeded, build_lite),
+            build=partial(seeded, build_lite),
             published=False,
             weights_licence="EfficientNet-Lite0 Apache-2.0, all-MiniLM-L6-v2 Apache-2.0",
             checkpoint=_SHIPPED,
@@ -427,7 +423,7 @@ ARCHITECTURE = Architecture(
         "tiny": Variant(
             summary="the published code path at toy size, for tests",
             build=partial(
-                _seeded,
+                seeded,
                 partial(build_sam, size="tiny", text_width=64, text_layers=2, width=32, tokens=17),
             ),
             published=False,

@@ -27,7 +27,6 @@ from rt_ris.spec import (
     ImageSpec,
     MaskSpec,
     StageSpec,
-    TensorSpec,
     TextSpec,
     external_inputs,
 )
@@ -41,6 +40,8 @@ from rt_ris_train.architecture import (
     StageModule,
     Supervision,
     Variant,
+    float32,
+    seeded,
 )
 from rt_ris_train.backbones import beit3, spm
 from rt_ris_train.backbones.beit3 import Beit3, Beit3Size
@@ -149,7 +150,7 @@ class SharedRis(ReferringNetwork):
         """The one stage."""
         outer = {spec.name: spec for spec in external_inputs(self.image, self.text)}
         side = self.mask.size
-        logits = TensorSpec(name=LOGITS, dtype="float32", shape=(EXPRESSIONS, side, side))
+        logits = float32(LOGITS, EXPRESSIONS, side, side)
         spec = StageSpec(
             id="whole",
             role="fusion",
@@ -188,11 +189,8 @@ TOY_WORDS: Final = 1024
 """Rows of the toy size's table, at least as many as its tokenizer has words."""
 
 
-def _seeded(config: SharedConfig) -> SharedRis:
-    """Build with weights that depend on nothing but the size."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return SharedRis(config).eval()
+def _build(config: SharedConfig) -> SharedRis:
+    return seeded(partial(SharedRis, config))
 
 
 PAPER: Final = "paper, table 7"
@@ -255,7 +253,7 @@ ARCHITECTURE = Architecture(
     variants={
         "base": Variant(
             summary="BEiT-3 base, 480 pixels",
-            build=partial(_seeded, BASE),
+            build=partial(_build, BASE),
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -267,7 +265,7 @@ ARCHITECTURE = Architecture(
         ),
         "large": Variant(
             summary="BEiT-3 large, 480 pixels",
-            build=partial(_seeded, LARGE),
+            build=partial(_build, LARGE),
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -278,7 +276,7 @@ ARCHITECTURE = Architecture(
         ),
         "tiny": Variant(
             summary="the published code path at toy size with a toy vocabulary, for tests",
-            build=partial(_seeded, TINY),
+            build=partial(_build, TINY),
             published=False,
             weights_licence="random",
         ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -11,37 +9,11 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
 from rt_ris_train.architecture import OfficialFile
+from rt_ris_train.backbones.sam_sizes import SamSize
 
 PREFIX: Final = "image_encoder."
 MEAN: Final = (123.675, 116.28, 103.53)
 STD: Final = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamSize:
-    """Width, depth and heads of the encoder, and its global-attention blocks (0-based)."""
-
-    width: int
-    depth: int
-    heads: int
-    global_blocks: tuple[int, int, int, int]
-    image_size: int = 1024
-    window: int = 14
-
-    @property
-    def cells(self) -> int:
-        """H = w of the feature maps."""
-        return self.image_size // 16
-
-
-SIZES: Final[Mapping[str, SamSize]] = {
-    "tiny": SamSize(
-        width=32, depth=4, heads=2, global_blocks=(0, 1, 2, 3), image_size=128, window=3
-    ),
-    "vit_b": SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
-    "vit_l": SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
-    "vit_h": SamSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
-}
 
 
 class SamEncoder(nn.Module):
