@@ -60,6 +60,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
             needs=("rt_ris_train", "pycocotools", "onnxruntime"),
             extras="cpu,evaluate",
         ),
+        "import": Verb(module="import_checkpoint", needs=_TRAIN, extras="train,lite"),
         "export": Verb(
             module="export",
             needs=(*_TRAIN, "onnx", "onnxscript", "onnxruntime", "rt_ris_export"),

@@ -30,7 +30,6 @@ from rt_ris_export.golden import STORED
 from rt_ris_export.parity_record import read_record
 from rt_ris_export.steps import trace
 from rt_ris_kernels.ops import find
-from rt_ris_train import architecture
 from rt_ris_train.checkpoint import metadata_of, save_checkpoint
 
 from .conftest import Traced
@@ -38,22 +37,6 @@ from .conftest import Traced
 
 def _recipe(out: Path, **changed: object) -> ExportRecipe:
     return replace(ExportRecipe(arch="maris", variant="tiny", out=out), **changed)  # type: ignore[arg-type]
-
-
-def test_every_architecture_has_a_tiny_that_exports_and_runs(
-    traced: Traced, tmp_path: Path
-) -> None:
-    for name in architecture.names():
-        bundle = traced.bundle
-        if name != "maris":
-            bundle = export_bundle(ExportRecipe(arch=name, variant="tiny", out=tmp_path / name))
-        record = read_record(bundle)
-        assert record.summary().relative_error <= 1e-4
-        assert {mask.expressions for mask in record.masks} == {1, 3}
-        with Predictor.load(bundle) as predictor:
-            sample = shipped_samples()[0]
-            masks = predictor.segment(sample.sentences, image=sample.picture)
-        assert [mask.binary.shape for mask in masks] == [sample.picture.shape[:2]] * 3
 
 
 def test_graphs_hold_what_their_architecture_declares(traced: Traced) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rt_ris.errors import CheckpointError
 from rt_ris_train.architecture import ReferringNetwork, load
-from rt_ris_train.official import check_complete, load_official, named_files, read_tensors
+from rt_ris_train.containers import read_tree, tensors_of
+from rt_ris_train.official import check_complete, load_official, named_files
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_missing_and_unknown_names_are_said_with_the_nearest(
     save_file(tensors, path)
     with pytest.raises(CheckpointError) as raised:
         load_official(tiny, {"clip": path})
-    assert "missing: ln_final.weight" in str(raised.value)
+    assert "missing: ln_final.weight (found: ln_finale.weight)" in str(raised.value)
     assert "ln_finale.weight (nearest expected: ln_final.weight)" in str(raised.value)
 
 
@@ -83,7 +84,7 @@ def test_a_pickle_that_would_run_code_is_refused(
     path = tmp_path / "hostile.pth"
     torch.save({"weight": Hostile()}, path)
     with pytest.raises(CheckpointError, match="nothing in a file is run"):
-        read_tensors(path)
+        tensors_of(read_tree(path), path)
     assert "must never run" not in capsys.readouterr().out
 
 
@@ -92,7 +93,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read as plain tensors"):
-        read_tensors(path)
+        tensors_of(read_tree(path), path)
 
 
 def test_a_published_size_is_not_used_with_random_encoders(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
-"""What is stored of a trained network: only the weights that were trained.
+"""What is stored of a network: the weights that were trained, or all of them.
 
-A checkpoint is one safetensors file. Its metadata names the architecture, the variant and the
-recipe; frozen encoders are not in it, since their packages bring them.
+A checkpoint is one safetensors file. Its metadata names the architecture, the variant, the number
+of tokens and the recipe. One of a training holds what was trained; frozen encoders are not in it,
+since their packages or files bring them. One that was imported holds everything.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from rt_ris.errors import CheckpointError, StorageError
 from rt_ris_train.architecture import Architecture, ReferringNetwork, load
-from rt_ris_train.official import Imported, check_complete, load_official
+from rt_ris_train.official import Imported, check_complete, file_digest, load_official
 
 FORMAT: Final = "rt-ris-checkpoint-1"
+TRAINED, WHOLE = "trained", "whole"
+SEEDED_HEAD: Final = "seeded random weights"
+"""What an imported checkpoint says of its head if no file filled it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +60,25 @@ def trained_state(network: ReferringNetwork) -> dict[str, Tensor]:
     }
 
 
-def save_checkpoint(path: Path, network: ReferringNetwork, *, metadata: Mapping[str, str]) -> None:
-    """Write the trained weights atomically.
+def save_checkpoint(
+    path: Path, network: ReferringNetwork, *, metadata: Mapping[str, str], whole: bool = False
+) -> None:
+    """Write a checkpoint atomically.
 
     Args:
         path: file to make or replace.
-        network: whose trained weights are written.
+        network: whose weights are written.
         metadata: ``architecture``, ``variant`` and whatever else should travel along.
+        whole: write the frozen weights, too.
+
+    Raises:
+        StorageError: the file cannot be written, as on a full disk; the old one stays.
     """
-    packed = save(
-        {name: tensor.contiguous().cpu() for name, tensor in trained_state(network).items()},
-        metadata={"format": FORMAT, **metadata},
-    )
-    write_atomically(path, packed)
+    kept = whole_state(network) if whole else trained_state(network)
+    said = {"format": FORMAT, "contents": WHOLE if whole else TRAINED}
+    said |= {"tokens": str(network.text.max_tokens), **metadata}
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in kept.items()}
+    write_atomically(path, save(tensors, metadata=said))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -121,18 +130,19 @@ def load_network(
     source = checkpoint or chosen.checkpoint
     network = chosen.build()
     imported = load_official(network, weights or {})
-    if source is not None:
-        check_complete(network, weights or {}, published=chosen.published)
     digest, metadata = (
         (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
     )
+    if source is not None and metadata.get("contents", TRAINED) == TRAINED:
+        check_complete(network, weights or {}, published=chosen.published)
     network.eval()
     return LoadedNetwork(
         network=network,
         architecture=architecture,
         variant_name=name,
         checkpoint_sha256=digest,
-        seeded=source is None,
+        seeded=metadata.get("head") == SEEDED_HEAD
+        or (source is None and not any(file.whole for file in imported)),
         metadata=metadata,
         imported=imported,
     )
@@ -151,7 +161,8 @@ def fill(
     """
     tensors, metadata = _read(path)
     said = f"{metadata.get('architecture', '?')} {metadata.get('variant', '?')}"
-    wanted = trained_state(network)
+    whole = metadata.get("contents") == WHOLE
+    wanted = whole_state(network) if whole else trained_state(network)
     differing = _differing(tensors, wanted)
     if differing or said != f"{arch} {variant}":
         raise CheckpointError(
@@ -160,8 +171,32 @@ def fill(
             + "Name the architecture and the variant it was trained for (--arch, --variant).",
             keys=tuple(difference.split(":")[0] for difference in differing[:5]),
         )
+    tokens = metadata.get("tokens", str(network.text.max_tokens))
+    if tokens != str(network.text.max_tokens):
+        raise CheckpointError(
+            f"'{path}' was trained with sentences of {tokens} tokens; {arch} {variant} takes "
+            f"{network.text.max_tokens}, and its results depend on that number."
+        )
     network.load_state_dict(tensors, strict=False)
-    return hashlib.sha256(path.read_bytes()).hexdigest(), metadata
+    if network.official_tokenizer() is not None and "tokenizer" in metadata:
+        network.use_tokenizer(metadata["tokenizer"])
+    return file_digest(path), metadata
+
+
+def start_from(network: ReferringNetwork, path: Path, *, arch: str, variant: str) -> None:
+    """Fill a network that is about to be trained from a checkpoint of the same kind.
+
+    Raises:
+        CheckpointError: as ``fill``; or the checkpoint leaves frozen weights random.
+    """
+    _, metadata = fill(network, path, arch=arch, variant=variant)
+    if metadata.get("contents", TRAINED) == TRAINED:
+        check_complete(network, {}, published=load(arch).variant(variant).published)
+
+
+def whole_state(network: ReferringNetwork) -> dict[str, Tensor]:
+    """Every tensor of the state dict, shared ones under their first names."""
+    return {name: tensor.detach() for name, tensor in _unshared(network).items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
