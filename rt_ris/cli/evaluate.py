@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rt_ris.cli.options import add_json, add_weights, non_negative, positive, print_json, shown
 from rt_ris.errors import MissingExtraError, RecipeError
 from rt_ris.predictor import Predictor
+
+if TYPE_CHECKING:
+    from rt_ris_train.data.refcoco import RefDataset
+    from rt_ris_train.evaluate import EvaluationOptions
+    from rt_ris_train.metrics import MetricsByKind
 
 SHOWN = ("oIoU", "mIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", "gIoU", "cIoU", "N_acc", "T_acc")
 
@@ -44,6 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PIXELS",
         help="smaller masks count as 'no such thing' (50 in gRefCOCO's practice) [0]",
     )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also measure masks that neither look nor read, chosen on split train",
+    )
     parser.add_argument("--threads", type=positive, help="processor threads")
     add_json(parser)
     add_weights(parser)
@@ -53,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from rt_ris_train.data.refcoco import RefDataset
-    from rt_ris_train.evaluate import EvaluationOptions, evaluate
+    from rt_ris_train.evaluate import EvaluationOptions, measures
 
     dataset = RefDataset.open(args.data, split=args.split, split_by=args.split_by)
     with _predictor(args) as predictor:
@@ -65,8 +78,11 @@ def run(args: argparse.Namespace) -> int:
             empty_below=args.empty_below,
         )
         began = time.process_time()
-        found = evaluate(predictor, dataset, options=options, progress=_progress)
+        counted = _counted(predictor, dataset, options)
         seconds = time.process_time() - began
+    if counted is None:
+        return 0
+    found = measures(counted, options)
     result = {
         "model": shown(args.model),
         "data": shown(args.data),
@@ -74,11 +90,48 @@ def run(args: argparse.Namespace) -> int:
         "cpu_seconds": round(seconds, 1),
         **found,
     }
+    if args.baselines:
+        result["baselines"] = _baselines(args, dataset, options)
     if args.json:
         print_json(result)
     else:
         print(_table(result))
     return 0
+
+
+def _counted(
+    predictor: Predictor, dataset: RefDataset, options: EvaluationOptions
+) -> MetricsByKind | None:
+    """What all processes have counted, in the first of them; None in the others."""
+    from rt_ris_train.evaluate import count
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return count(predictor, dataset, options=options, progress=_progress)
+    from rt_ris_train.parallel import gathered, processes, rank, together
+
+    with together():
+        first, *others = gathered(
+            count(predictor, dataset, options=options, share=(rank(), processes()))
+        )
+        for other in others:
+            first.add(other)
+        return first if rank() == 0 else None
+
+
+def _baselines(
+    args: argparse.Namespace, dataset: RefDataset, options: EvaluationOptions
+) -> dict[str, object]:
+    """The overall IoU of masks that neither look nor read, chosen on the training split."""
+    from rt_ris_train.baselines import baselines
+    from rt_ris_train.data.refcoco import RefDataset
+    from rt_ris_train.evaluate import evaluate
+
+    training = RefDataset.open(args.data, split="train", split_by=args.split_by)
+    plain = replace(options, input_side=None)
+    return {
+        name: evaluate(each, dataset, options=plain)["oIoU"]
+        for name, each in baselines(training).items()
+    }
 
 
 def _input_side(predictor: Predictor) -> int:
@@ -132,4 +185,10 @@ def _table(result: Mapping[str, object]) -> str:
     for name, row in rows:
         values = "  ".join("     -" if row[key] is None else f"{row[key]:6.2f}" for key in SHOWN)
         lines.append(f"{name:<15} {row['sentences']:>9}  {values}")
+    baselines = result.get("baselines")
+    if isinstance(baselines, Mapping):
+        lines += [
+            f"{name:<15} oIoU {value:6.2f}, neither looks nor reads"
+            for name, value in baselines.items()
+        ]
     return "\n".join(lines)

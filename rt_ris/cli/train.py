@@ -1,4 +1,7 @@
-"""``rt-ris train``: train an architecture by a recipe; a killed run goes on where it stopped."""
+"""``rt-ris train``: train an architecture by a recipe; a killed run goes on where it stopped.
+
+Several processes train as one under ``torchrun --nproc-per-node N -m rt_ris.cli train ...``.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumes in it")
     parser.add_argument("--cache", type=Path, help="folder of stored features [OUT/features]")
+    parser.add_argument("--init", type=Path, help="checkpoint to begin from, such as an import's")
     add_weights(parser)
     parser.add_argument("--threads", type=positive, help="processor threads")
     parser.set_defaults(run=run)
@@ -31,23 +35,27 @@ def run(args: argparse.Namespace) -> int:
     from rt_ris_train.curve import draw_curve
     from rt_ris_train.loop import Trainer
     from rt_ris_train.official import named_files
+    from rt_ris_train.parallel import rank, together
     from rt_ris_train.recipe import find_recipe, read_recipe
     from rt_ris_train.threads import use_threads
 
     use_threads(args.threads)
     recipe = read_recipe(find_recipe(args.recipe))
-    say, count = _lines()
-    trainer = Trainer(
-        recipe,
-        data=args.data,
-        out=args.out,
-        cache=args.cache,
-        weights=named_files(args.weights),
-        progress=count,
-    )
-    checkpoint = trainer.run(say)
-    draw_curve(args.out / "log.jsonl", args.out / "curve.png")
-    print(f"{checkpoint}", flush=True)
+    with together():
+        say, count = _lines() if rank() == 0 else (lambda _: None, lambda *_: None)
+        trainer = Trainer(
+            recipe,
+            data=args.data,
+            out=args.out,
+            cache=args.cache,
+            weights=named_files(args.weights),
+            init=args.init,
+            progress=count,
+        )
+        checkpoint = trainer.run(say)
+        if rank() == 0:
+            draw_curve(args.out / "log.jsonl", args.out / "curve.png")
+            print(f"{checkpoint}", flush=True)
     return 0
 
 

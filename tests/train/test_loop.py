@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rt_ris.errors import CheckpointError, DataError, OutputError, RecipeError, StorageError
+from rt_ris_train.architecture import load
 from rt_ris_train.checkpoint import load_network, trained_state, write_atomically
 from rt_ris_train.loop import Report, Trainer, learning_rate, read_log
 from rt_ris_train.losses import LossWeights
@@ -152,17 +153,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_learning_rate_rises_and_falls() -> None:
     recipe = replace(RECIPE, steps=100, warmup_steps=10, schedule="cosine")
-    rates = [learning_rate(recipe, step) for step in range(100)]
+    rates = [learning_rate(recipe, step, steps=100) for step in range(100)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == rates[9]
     assert rates[-1] < 1e-6
     stepped = replace(recipe, schedule="step")
-    assert learning_rate(stepped, 59) == pytest.approx(10 * learning_rate(stepped, 60))
+    before, after = (learning_rate(stepped, step, steps=100) for step in (59, 60))
+    assert before == pytest.approx(10 * after)
+    poly = replace(recipe, schedule="poly", warmup_steps=0)
+    assert learning_rate(poly, 75, steps=100) == pytest.approx(1e-3 * 0.25**0.9)
 
 
 @pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert read_recipe(path).steps > 0
+    recipe = read_recipe(path)
+    assert recipe.variant in load(recipe.arch).variants
 
 
 @pytest.mark.parametrize(

@@ -66,20 +66,25 @@ class EvaluationOptions:
     empty_below: int = 0
 
 
-def evaluate(
+def count(
     segmenter: Segmenter,
     dataset: RefDataset,
     *,
     options: EvaluationOptions | None = None,
     progress: Progress = lambda done, total: None,
-) -> Mapping[str, object]:
-    """Measure a segmenter.
+    share: tuple[int, int] = (0, 1),
+) -> MetricsByKind:
+    """Count a segmenter's masks.
 
-    Returns:
-        The measures of ``MetricsByKind.summary``, in points of 100, with ``eval_space``.
+    Args:
+        segmenter: what is measured.
+        dataset: on what.
+        options: how.
+        progress: takes the number of sentences done and of all.
+        share: this process's number and how many share the pictures; each picture is one's.
     """
     chosen = options or EvaluationOptions()
-    groups = list(_by_image(dataset, chosen))
+    groups = list(_by_image(dataset, chosen))[share[0] :: share[1]]
     total = sum(len(samples) for _, samples in groups)
     metrics = MetricsByKind()
     done = 0
@@ -92,8 +97,29 @@ def evaluate(
             metrics.update(found, wanted, kind=kind)
         done += len(samples)
         progress(done, total)
+    return metrics
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: RefDataset,
+    *,
+    options: EvaluationOptions | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Mapping[str, object]:
+    """Measure a segmenter.
+
+    Returns:
+        The measures of ``MetricsByKind.summary``, in points of 100, and how they were taken.
+    """
+    return measures(count(segmenter, dataset, options=options, progress=progress), options)
+
+
+def measures(counted: MetricsByKind, options: EvaluationOptions | None) -> Mapping[str, object]:
+    """What was counted as measures, and how they were taken."""
+    chosen = options or EvaluationOptions()
     return {
-        **metrics.summary(),
+        **counted.summary(),
         "eval_space": _space(chosen),
         "empty_below": chosen.empty_below,
         "shuffled": chosen.shuffle_seed is not None,

@@ -7,7 +7,8 @@ counts in no-target accuracy. gIoU and cIoU follow gRefCOCO's evaluator (ReLA). 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import fsum
 from typing import Final
 
 import numpy as np
@@ -25,8 +26,7 @@ class Metrics:
     absent: int = 0
     intersection: int = 0
     union: int = 0
-    iou_sum: float = 0.0
-    generous_sum: float = 0.0
+    ious: list[float] = field(default_factory=list)
     generous_intersection: int = 0
     generous_union: int = 0
     rejected_absent: int = 0
@@ -49,7 +49,6 @@ class Metrics:
         else:
             self.absent += 1
             self.rejected_absent += not found
-            self.generous_sum += float(not found)
             self.generous_union += union
 
     def _targeted(self, intersection: int, union: int, found: bool) -> None:
@@ -60,10 +59,18 @@ class Metrics:
         self.union += union
         self.generous_intersection += intersection
         self.generous_union += union
-        self.iou_sum += iou
-        self.generous_sum += iou
+        self.ious.append(iou)
         for bound in PRECISION_AT:
             self.above[bound] += iou >= bound
+
+    def add(self, other: Metrics) -> None:
+        """Add the sentences of another group; their order does not matter, to the last digit."""
+        for counted in fields(self):
+            mine, theirs = getattr(self, counted.name), getattr(other, counted.name)
+            if isinstance(mine, dict):
+                mine.update({bound: mine[bound] + theirs[bound] for bound in mine})
+            else:
+                setattr(self, counted.name, mine + theirs)
 
     def summary(self) -> dict[str, float | int | None]:
         """Measures in points of 100; None where no sentence of the kind was seen."""
@@ -75,9 +82,9 @@ class Metrics:
             "targeted": self.targeted,
             "no_target": self.absent,
             "oIoU": _percent(self.intersection, self.union if self.targeted else 0),
-            "mIoU": _percent(self.iou_sum, self.targeted),
+            "mIoU": _percent(fsum(self.ious), self.targeted),
             **precision,
-            "gIoU": _percent(self.generous_sum, self.sentences),
+            "gIoU": _percent(fsum((*self.ious, self.rejected_absent)), self.sentences),
             "cIoU": _percent(self.generous_intersection, self.generous_union),
             "N_acc": _percent(self.rejected_absent, self.absent),
             "T_acc": _percent(self.accepted_targeted, self.targeted),
@@ -106,6 +113,12 @@ class MetricsByKind:
         self.overall.update(predicted, target)
         if kind is not None:
             self.kinds.setdefault(kind, Metrics()).update(predicted, target)
+
+    def add(self, other: MetricsByKind) -> None:
+        """Add the sentences that another has counted."""
+        self.overall.add(other.overall)
+        for kind, metrics in other.kinds.items():
+            self.kinds.setdefault(kind, Metrics()).add(metrics)
 
     def summary(self) -> dict[str, float | int | Mapping[str, object] | None]:
         """The overall measures, and under ``kinds`` those of each kind, by name."""

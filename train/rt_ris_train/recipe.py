@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,14 +25,22 @@ class TrainRecipe:
     Attributes:
         arch: architecture.
         variant: its size.
-        steps: optimiser steps in all.
-        images: pictures per step.
-        sentences: sentences drawn per picture and step.
+        steps: optimiser steps in all; or give epochs.
+        epochs: times that every unit is seen; or give steps.
+        unit: what a step draws: ``picture``, with several sentences of each; ``ref``, with one
+            random sentence of each; ``sentence``.
+        images: units per step, of all processes together.
+        sentences: sentences drawn per picture and step, where units are pictures.
         learning_rate: the highest, reached after the warm-up.
+        rate_factors: factor of the rate of parameters whose names begin so.
         warmup_steps: linear rise from zero.
-        schedule: how the rate falls: ``cosine`` to zero, or ``step``, a tenth from 60 % on.
+        schedule: how the rate falls: ``cosine`` to zero, ``poly`` to zero by the power 0.9, or
+            ``step``, a tenth from ``drop_at`` on.
+        drop_at: share of the steps after which a ``step`` schedule drops.
         optimizer: ``adam`` or ``adamw``.
+        betas: of the optimiser.
         weight_decay: of matrices; norms and biases have none.
+        undecayed: parts of names of further parameters without decay.
         grad_clip: largest norm of the gradient; 0 switches clipping off.
         loss: factor of each term.
         seed: of weights, order and draws.
@@ -40,18 +49,25 @@ class TrainRecipe:
         save_every: steps between states a killed run resumes from.
         validate_every: steps between validations.
         validate_sentences: sentences of the validation split that are used.
+        best: measure by which the best checkpoint is kept; None keeps the last one only.
     """
 
     arch: str
     variant: str
-    steps: int
+    steps: int | None = None
+    epochs: int | None = None
+    unit: Literal["picture", "ref", "sentence"] = "picture"
     images: int = 4
     sentences: int = 4
     learning_rate: float = 1e-4
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
     warmup_steps: int = 200
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
+    drop_at: float = 0.6
     optimizer: Literal["adam", "adamw"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    undecayed: tuple[str, ...] = ()
     grad_clip: float = 1.0
     loss: LossWeights = field(default_factory=LossWeights)
     seed: int = 0
@@ -60,13 +76,46 @@ class TrainRecipe:
     save_every: int = 100
     validate_every: int = 200
     validate_sentences: int = 400
+    best: Literal["oIoU", "mIoU"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "images", "sentences", "save_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.learning_rate <= 0:
-            raise RecipeError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        if (self.steps is None) == (self.epochs is None):
+            raise RecipeError("Give either steps or epochs, the length of the run; not both.")
+        counts = ("images", "sentences", "save_every", "validate_every", "validate_sentences")
+        for name in ("steps", "epochs", *counts):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} is {value}; it must be at least 1.")
+        for name, value, low, high in (
+            ("learning_rate", self.learning_rate, 1e-12, 10.0),
+            ("warmup_steps", self.warmup_steps, 0, 10**9),
+            ("drop_at", self.drop_at, 0.0, 1.0),
+            ("weight_decay", self.weight_decay, 0.0, 1.0),
+            ("grad_clip", self.grad_clip, 0.0, 1e9),
+            ("seed", self.seed, 0, 2**31 - 1),
+            *(("betas", beta, 0.0, 0.9999999) for beta in self.betas),
+            *((f"rate_factors.{at}", by, 0.0, 1e6) for at, by in self.rate_factors.items()),
+        ):
+            if not low <= value <= high:
+                raise RecipeError(f"{name} is {value}; accepted is {low} to {high}.")
+        _check_loss(self.loss)
+
+
+def _check_loss(loss: LossWeights) -> None:
+    factors = {
+        "focal": loss.focal,
+        "dice": loss.dice,
+        "cross_entropy": loss.cross_entropy,
+        "existence": loss.existence,
+        **{f"auxiliary.{name}": factor for name, factor in loss.auxiliary.items()},
+    }
+    for name, factor in factors.items():
+        if factor < 0:
+            raise RecipeError(f"loss.{name} is {factor}; a factor is 0 or more.")
+    if not any(factors.values()):
+        raise RecipeError("Every factor of the loss is 0; give one of them a weight.")
+    if loss.classes is not None and min(loss.classes) <= 0:
+        raise RecipeError(f"loss.classes is {list(loss.classes)}; both weights are above 0.")
 
 
 def read_recipe(path: Path) -> TrainRecipe:

@@ -11,16 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from rt_ris.image import Prepared, prepare
-from rt_ris.spec import PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, Dependency, ImageSpec
+from rt_ris.image import Prepared, fit_box, prepare
+from rt_ris.spec import (
+    PIXELS,
+    TOKEN_IDS,
+    TOKEN_MASK,
+    VALID_BOX,
+    Dependency,
+    ImageSpec,
+    SentenceField,
+)
 from rt_ris.text import Tokenizer
 from rt_ris_train.architecture import ReferringNetwork, Stage, device_of
 from rt_ris_train.checkpoint import write_atomically
@@ -53,7 +62,7 @@ class Entry:
 class SplitTable:
     """The pictures, refs and distinct texts of a split, each with a row number."""
 
-    def __init__(self, dataset: RefDataset) -> None:
+    def __init__(self, dataset: RefDataset, *, field: SentenceField = "sent") -> None:
         self.dataset = dataset
         image_rows: dict[int, int] = {}
         text_rows: dict[str, int] = {}
@@ -64,7 +73,8 @@ class SplitTable:
                 image_rows[ref.image_id] = len(image_rows)
                 self.first_ref.append(ref)
             for sentence in ref.sentences:
-                text = text_rows.setdefault(sentence.text, len(text_rows))
+                said = sentence.raw if field == "raw" else sentence.text
+                text = text_rows.setdefault(said, len(text_rows))
                 self.entries.append(
                     Entry(
                         image=image_rows[ref.image_id],
@@ -76,8 +86,10 @@ class SplitTable:
                 )
         self.texts = list(text_rows)
         self.by_image: list[list[int]] = [[] for _ in image_rows]
+        self.by_ref: list[list[int]] = [[] for _ in dataset.refs]
         for index, entry in enumerate(self.entries):
             self.by_image[entry.image].append(index)
+            self.by_ref[entry.ref].append(index)
 
 
 class Rows:
@@ -140,6 +152,9 @@ class FeatureStore:
         self.masks = Rows(self.folder, "token_mask", count=len(table.texts))
         self.targets = Rows(self.folder, "targets", count=len(table.dataset.refs))
         self.valid = Rows(self.folder, "valid", count=len(table.by_image))
+        self.on_grid = network.supervision.at == "grid"
+        read = {spec.name for stage in self._open_stages() for spec in stage.spec.inputs}
+        self.reads_pixels = bool(read & {PIXELS, VALID_BOX})
 
     def fill(self) -> None:
         """Compute what is missing; may be killed and called again."""
@@ -148,7 +163,63 @@ class FeatureStore:
                 self._fill_images()
                 self._fill_texts()
             self._fill_token_masks()
-            self._fill_targets()
+            if self.on_grid:
+                self._fill_targets()
+
+    def values(
+        self, images: Sequence[int], texts: Sequence[int], *, seed: int | None
+    ) -> dict[str, Tensor]:
+        """The external inputs of stages that are not stored, and what only training reads.
+
+        Args:
+            images: rows of pictures.
+            texts: rows of sentences.
+            seed: of what ``training_text`` draws; None for a validation, which reads none.
+        """
+        tokens = self.tokenizer.encode([self.table.texts[row] for row in texts])
+        found = {TOKEN_IDS: tokens.token_ids, TOKEN_MASK: tokens.token_mask}
+        if seed is not None:
+            found |= self.network.training_text(tokens, seed=seed)
+        made = {name: torch.from_numpy(array) for name, array in found.items()}
+        if self.reads_pixels:
+            made |= self._image_values([self._prepared(row) for row in images])
+        return made
+
+    def target(self, refs: Sequence[int], images: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Shares of cells that masks cover and that pictures cover, float32 [N, h, w] each.
+
+        Args:
+            refs: rows of N refs.
+            images: rows of their N pictures.
+        """
+        if self.on_grid:
+            return self.targets.read(refs).float() / 255, self.valid.read(images).float() / 255
+        side = self.network.image.size
+        masks = [self._input_mask(self.table.dataset.mask(self._ref(row))) for row in refs]
+        boxes = [
+            fit_box(*self.table.dataset.size(self._ref(row)), self.network.image) for row in refs
+        ]
+        valid = torch.zeros(len(refs), side, side)
+        for number, box in enumerate(boxes):
+            valid[number, box.top : box.bottom, box.left : box.right] = 1
+        return torch.from_numpy(np.stack(masks)), valid
+
+    def _ref(self, row: int) -> Ref:
+        return self.table.dataset.refs[row]
+
+    def _input_mask(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """A mask on the S x S input, by its nearest pixels."""
+        spec = self.network.image
+        box = fit_box(mask.shape[0], mask.shape[1], spec)
+        resized = Image.fromarray(mask).resize((box.width, box.height), Image.Resampling.NEAREST)
+        placed = np.zeros((spec.size, spec.size), dtype=np.float32)
+        placed[box.top : box.bottom, box.left : box.right] = np.asarray(resized)
+        return placed
+
+    def _open_stages(self) -> list[Stage]:
+        """The stages that are run whole in training."""
+        split = {stage.spec.id for stage in (*self.image_stages, *self.text_stages)}
+        return [stage for stage in self.network.stages() if stage.spec.id not in split]
 
     def frozen(self, images: Sequence[int], texts: Sequence[int]) -> dict[str, tuple[Tensor, ...]]:
         """Results of ``StageModule.frozen`` by stage id, stored ones or computed now."""
@@ -252,10 +323,12 @@ class FeatureStore:
     def _fill_targets(self) -> None:
         refs = self.table.dataset.refs
         spec, cells = self.network.image, self.network.mask.size
+        nearest = self.network.supervision.target == "nearest"
         total = len(refs)
         for start, rows_at in _chunks(min(self.targets.done, total), total, size=64):
             grids = [
-                target_grid(self.table.dataset.mask(refs[row]), spec, cells) for row in rows_at
+                target_grid(self.table.dataset.mask(refs[row]), spec, cells, nearest=nearest)
+                for row in rows_at
             ]
             self.targets.write(start, np.stack(grids))
             self.targets.commit(rows_at[-1] + 1)
@@ -267,20 +340,26 @@ class FeatureStore:
             self.valid.commit(rows_at[-1] + 1)
 
 
-def target_grid(mask: npt.NDArray[np.bool_], spec: ImageSpec, cells: int) -> npt.NDArray[np.uint8]:
-    """The share of each logit cell that a mask covers.
+def target_grid(
+    mask: npt.NDArray[np.bool_], spec: ImageSpec, cells: int, *, nearest: bool = False
+) -> npt.NDArray[np.uint8]:
+    """The share of each logit cell that a mask covers, or the mask at the cell's first pixel.
 
     Args:
         mask: bool [H, W] at the picture's own size.
-        spec: how the picture is prepared; the mask takes the same way.
+        spec: how the picture is prepared; the mask takes the same way, on an empty ground.
         cells: h = w of the logit grid.
+        nearest: take one pixel of each cell, as PyTorch's nearest interpolation does.
 
     Returns:
         uint8 [h, w], 255 for a cell that is covered wholly.
     """
     grey = mask.astype(np.uint8) * 255
-    placed = prepare(np.repeat(grey[..., None], 3, axis=2), spec).pixels[0, :, :, 0]
+    empty = replace(spec, fill=(0, 0, 0))
+    placed = prepare(np.repeat(grey[..., None], 3, axis=2), empty).pixels[0, :, :, 0]
     block = spec.size // cells
+    if nearest:
+        return np.ascontiguousarray(placed[::block, ::block])
     means = placed.reshape(cells, block, cells, block).mean(axis=(1, 3))
     rounded: npt.NDArray[np.uint8] = np.round(means).astype(np.uint8)
     return rounded
@@ -315,7 +394,7 @@ def _split_stages(network: ReferringNetwork, dependency: Dependency) -> list[Sta
 def _fingerprint(network: ReferringNetwork, table: SplitTable) -> str:
     """Changes with the frozen weights' shape and sums, the specs and the split's content."""
     digest = hashlib.sha256()
-    for spec in (network.image, network.text, network.mask.size):
+    for spec in (network.image, network.text, network.mask.size, network.supervision):
         digest.update(repr(spec).encode())
     for name, value in network.named_parameters():
         if not value.requires_grad:
