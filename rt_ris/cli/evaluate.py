@@ -27,7 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the verb and its options."""
     parser = subparsers.add_parser("evaluate", help="measure a bundle or a checkpoint")
     parser.add_argument("model", type=Path, help="bundle, or checkpoint (then with --arch)")
-    parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder in RefCOCO's or PhraseCut's format"
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--split-by", help="who made the split, where there are several")
     parser.add_argument("--arch", help="architecture of a checkpoint")
@@ -65,10 +67,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from rt_ris_train.data.refcoco import RefDataset
+    from rt_ris_train.data import open_dataset
     from rt_ris_train.evaluate import EvaluationOptions, measures
 
-    dataset = RefDataset.open(args.data, split=args.split, split_by=args.split_by)
+    dataset = open_dataset(args.data, split=args.split, split_by=args.split_by)
     with _predictor(args) as predictor:
         options = EvaluationOptions(
             limit=args.limit,
@@ -123,10 +125,10 @@ def _baselines(
 ) -> dict[str, object]:
     """The overall IoU of masks that neither look nor read, chosen on the training split."""
     from rt_ris_train.baselines import baselines
-    from rt_ris_train.data.refcoco import RefDataset
+    from rt_ris_train.data import open_dataset
     from rt_ris_train.evaluate import evaluate
 
-    training = RefDataset.open(args.data, split="train", split_by=args.split_by)
+    training = open_dataset(args.data, split="train", split_by=args.split_by)
     plain = replace(options, input_side=None)
     return {
         name: evaluate(each, dataset, options=plain)["oIoU"]

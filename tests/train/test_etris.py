@@ -87,7 +87,7 @@ def test_only_positions_of_the_towers_train_and_moving_statistics_are_kept() -> 
 def test_the_bridger_sees_pads_and_the_decoder_does_not(tiny: Etris) -> None:
     ids = torch.zeros(1, 17, dtype=torch.int32)
     ids[0, :4] = torch.tensor([49406, 500, 600, 49407])
-    front = tiny.visual.front(torch.randn(1, 3, 128, 128))
+    front = tiny.visual.front(torch.randn(1, 3, 96, 96))
     with torch.no_grad():
         (words,) = tiny.text_stage(ids)
         moved = words.clone()
@@ -105,7 +105,7 @@ def test_the_bridger_sees_pads_and_the_decoder_does_not(tiny: Etris) -> None:
 def test_a_picture_serves_many_sentences(tiny: Etris) -> None:
     ids = torch.zeros(3, 17, dtype=torch.int32)
     ids[:, :3] = torch.tensor([[49406, 500, 49407], [49406, 700, 49407], [49406, 900, 49407]])
-    front = tiny.visual.front(torch.randn(1, 3, 128, 128))
+    front = tiny.visual.front(torch.randn(1, 3, 96, 96))
     with torch.no_grad():
         (words,) = tiny.text_stage(ids)
         together = tiny.fusion_stage(front, words, ids)[0]

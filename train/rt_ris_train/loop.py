@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from rt_ris.errors import CheckpointError, OutputError, RecipeError
 from rt_ris.mask import logit
+from rt_ris.records import to_data
 from rt_ris_train.architecture import Outputs, load
 from rt_ris_train.checkpoint import (
     metadata_of,
@@ -31,8 +32,8 @@ from rt_ris_train.checkpoint import (
     trained_state,
     write_atomically,
 )
+from rt_ris_train.data import open_dataset
 from rt_ris_train.data.features import Entry, FeatureStore, SplitTable
-from rt_ris_train.data.refcoco import RefDataset
 from rt_ris_train.draws import rows_of, total_steps
 from rt_ris_train.losses import Target, total_loss
 from rt_ris_train.official import check_complete, load_official
@@ -97,8 +98,7 @@ class Trainer:
         self.network = variant.build()
         field = self.network.text.field
         tables = [
-            SplitTable(RefDataset.open(data, split=split), field=field)
-            for split in ("train", "val")
+            SplitTable(open_dataset(data, split=split), field=field) for split in ("train", "val")
         ]
         if init is not None:
             start_from(self.network, init, arch=recipe.arch, variant=recipe.variant)
@@ -275,7 +275,7 @@ class Trainer:
             architecture=self.recipe.arch,
             variant=self.recipe.variant,
             step=self.step,
-            recipe=asdict(self.recipe),
+            recipe=_plain(self.recipe),
         )
         save_checkpoint(self.out / name, self.network, metadata=metadata)
 
@@ -408,8 +408,15 @@ def _make_folder(path: Path) -> None:
         ) from error
 
 
+def _plain(recipe: TrainRecipe) -> dict[str, object]:
+    """A recipe as plain data."""
+    data = to_data(recipe)
+    assert isinstance(data, dict)
+    return data
+
+
 def _same_recipe(recipe: TrainRecipe, path: Path) -> None:
-    wanted = json.dumps(asdict(recipe), indent=1, sort_keys=True)
+    wanted = json.dumps(_plain(recipe), indent=1, sort_keys=True)
     if path.exists() and path.read_text("utf-8") != wanted:
         raise RecipeError(
             f"'{path.parent}' holds a run of another recipe; choose another folder (--out), or "

@@ -515,10 +515,10 @@ def _cost(published: float | None, source: str, note: str) -> Figure:
 
 _LICENCE: Final = "Swin MIT, ResNet BSD-3-Clause, BERT Apache-2.0; the authors' name none"
 TINY: Final = DmmiConfig(
-    image=SwinSize(width=24, depths=(2, 1, 2, 1), heads=(2, 2, 4, 4), window=4, drop_path=0.0),
-    text=BertSize(width=64, layers=2, heads=2, hidden=128, trained=None),
-    side=128,
-    hidden=128,
+    image=SwinSize(width=16, depths=(1, 1, 2, 1), heads=(1, 2, 4, 4), window=4, drop_path=0.0),
+    text=BertSize(width=48, layers=2, heads=2, hidden=96, trained=None),
+    side=96,
+    hidden=96,
     heads=4,
 )
 

@@ -442,9 +442,9 @@ R50 = EtrisConfig(image=ResNetSize(layers=(3, 4, 6, 3), outputs=1024))
 R101 = EtrisConfig(image=ResNetSize(layers=(3, 4, 23, 3), outputs=512))
 V16 = EtrisConfig(image=VitSize(), bridger_heads=8)
 TINY = EtrisConfig(
-    image=ResNetSize(layers=(1, 1, 1, 1), outputs=64, width=16, pool_cells=2),
+    image=ResNetSize(layers=(1, 1, 1, 1), outputs=64, width=8, pool_cells=2),
     text=ClipTextSize(width=64, heads=1, layers=3),
-    side=128,
+    side=96,
     width=64,
     layers=1,
     hidden=64,

@@ -236,10 +236,16 @@ LARGE: Final = SharedConfig(
 )
 TINY: Final = SharedConfig(
     encoder=Beit3Size(
-        width=64, layers=4, heads=4, taps=(1, 2, 3, 4), vocabulary=TOY_WORDS, patch=8, drop_path=0.0
+        width=64,
+        layers=4,
+        heads=4,
+        taps=(1, 2, 3, 4),
+        vocabulary=TOY_WORDS,
+        patch=12,
+        drop_path=0.0,
     ),
     side=96,
-    width=64,
+    width=48,
     heads=4,
     tokenizer=toy_tokenizer,
 )

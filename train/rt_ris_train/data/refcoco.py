@@ -7,6 +7,7 @@ object, several, or none, with the sentences that refer to it.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class _ImageInfo:
+class ImageInfo:
+    """Name, and size in pixels, of a picture."""
+
     file_name: str
     height: int
     width: int
@@ -98,7 +101,7 @@ class RefDataset:
         root: Path,
         *,
         refs: tuple[Ref, ...],
-        images: Mapping[int, _ImageInfo],
+        images: Mapping[int, ImageInfo],
         segmentations: Mapping[int, Segmentation],
     ) -> None:
         """Hold tables that are already checked; use `RefDataset.open` to read a folder."""
@@ -148,6 +151,18 @@ class RefDataset:
 
     def __iter__(self) -> Iterator[Ref]:
         return iter(self.refs)
+
+    def with_refs(self, refs: tuple[Ref, ...]) -> RefDataset:
+        """The same pictures and annotations with some of the refs.
+
+        Raises:
+            DataError: no ref is left.
+        """
+        if not refs:
+            raise DataError(f"Nothing is left of '{self.root}' after leaving pictures out.")
+        chosen = copy.copy(self)
+        chosen.refs = refs
+        return chosen
 
     def samples(self) -> list[tuple[Ref, Sentence]]:
         """Every sentence with its ref: the unit in which test scores are published."""
@@ -240,7 +255,12 @@ def _find_refs_file(root: Path, split_by: str | None) -> Path:
     )
 
 
-def _load_json(path: Path) -> object:
+def load_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it cannot be read, or is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -250,23 +270,23 @@ def _load_json(path: Path) -> object:
 
 
 def _load_instances(path: Path) -> Record:
-    loaded = _load_json(path)
+    loaded = load_json(path)
     if not isinstance(loaded, dict):
         raise DataError(f"'{path}' holds a {type(loaded).__name__}; COCO's dict is expected.")
     return loaded
 
 
 def _load_records(path: Path) -> list[Record]:
-    loaded = load_plain_pickle(path) if path.suffix == ".p" else _load_json(path)
+    loaded = load_plain_pickle(path) if path.suffix == ".p" else load_json(path)
     if not isinstance(loaded, list) or not all(isinstance(r, dict) for r in loaded):
         raise DataError(f"'{path}' holds a {type(loaded).__name__}; a list of dicts is expected.")
     return loaded
 
 
-def _read_images(instances: Record, root: Path, *, wanted: set[Any]) -> dict[int, _ImageInfo]:
+def _read_images(instances: Record, root: Path, *, wanted: set[Any]) -> dict[int, ImageInfo]:
     try:
         return {
-            image["id"]: _ImageInfo(
+            image["id"]: ImageInfo(
                 _safe_name(image["file_name"]), int(image["height"]), int(image["width"])
             )
             for image in instances["images"]
@@ -306,7 +326,7 @@ def _read_segmentations(
     return kept
 
 
-def _read_ref(record: Record, images: Mapping[int, _ImageInfo], path: Path) -> Ref:
+def _read_ref(record: Record, images: Mapping[int, ImageInfo], path: Path) -> Ref:
     try:
         image_id = int(record["image_id"])
         ann_ids = _annotation_ids(record)
