@@ -137,7 +137,7 @@ class Mask:
         """Float32 [H, W], 0..1: how likely a pixel belongs to the thing, should it exist."""
         if self.spec.interpolate == "logits":
             return sigmoid(self._place(self.logits))
-        return self._place(sigmoid(self.logits))
+        return np.clip(self._place(sigmoid(self.logits)), 0, 1)  # a cubic resize overshoots
 
     @cached_property
     def binary(self) -> npt.NDArray[np.bool_]:

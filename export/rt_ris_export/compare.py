@@ -70,7 +70,8 @@ def _margin(mask: Mask) -> npt.NDArray[np.float32]:
     """How far each pixel of the picture is above the mask's threshold, float32 [H, W]."""
     threshold = mask.spec.threshold
     if mask.spec.interpolate == "logits":
-        margin = place(mask.logits, mask.placement) - np.float32(logit(threshold))
+        placed = place(mask.logits, mask.placement, upsample=mask.spec.upsample)
+        margin = placed - np.float32(logit(threshold))
     else:
         margin = mask.probability - np.float32(threshold)
     return np.asarray(margin, dtype=np.float32)

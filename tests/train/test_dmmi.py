@@ -160,14 +160,14 @@ def test_similarity_by_hand() -> None:
 
 
 def test_contrast_by_hand() -> None:
-    # Orthogonal pairs: scores 1 on the diagonal, 0 beside it, over 0.05: log(1 + exp(-20)).
+    # Orthogonal pairs: scores 1 on the diagonal, 0 beside it, over 0.05: twice log(1 + exp(-20)).
     image = torch.tensor([[2.0, 0], [0, 2]])
     present = torch.tensor([True, True])
     assert float(contrastive_loss(image, image, present)) == pytest.approx(0, abs=1e-6)
     wrong = contrastive_loss(image, image.flip(0), present)
-    assert float(wrong) == pytest.approx(20, abs=1e-4)
+    assert float(wrong) == pytest.approx(40, abs=1e-4)
     half = contrastive_loss(image, image.flip(0), torch.tensor([True, False]))
-    assert float(half) == pytest.approx(10, abs=1e-4)
+    assert float(half) == pytest.approx(20, abs=1e-4)
 
 
 def test_runs_of_nouns_are_found_and_one_is_erased() -> None:

@@ -349,7 +349,7 @@ def similarity_loss(refined: Tensor, rebuilt: Tensor, mask: Tensor, present: Ten
 
 
 def contrastive_loss(image: Tensor, sentence: Tensor, present: Tensor) -> Tensor:
-    """Cross-entropy both ways over the sentences of the batch, which are each other's negatives.
+    """Sum of the cross-entropies both ways over a batch's sentences, each other's negatives.
 
     Args:
         image: what was decoded [N, C].
@@ -362,7 +362,7 @@ def contrastive_loss(image: Tensor, sentence: Tensor, present: Tensor) -> Tensor
         functional.cross_entropy(logits / TEMPERATURE, own, reduction="none")
         for logits in (scores, scores.T)
     ]
-    return ((both[0] + both[1]) / 2 * present).mean()
+    return ((both[0] + both[1]) * present).mean()
 
 
 def _learned(name: str) -> bool:

@@ -223,10 +223,20 @@ def _cost(published: float) -> Figure:
 
 
 def _weights(
-    part: str, published: float | None, source: str, count: Callable[[ReferringNetwork], int]
+    part: str,
+    published: float | None,
+    source: str,
+    count: Callable[[ReferringNetwork], int],
+    note: str = "",
 ) -> Figure:
     return Figure(
-        quantity="parameters", part=part, at=AT, published=published, source=source, count=count
+        quantity="parameters",
+        part=part,
+        at=AT,
+        published=published,
+        source=source,
+        count=count,
+        note=note,
     )
 
 
@@ -265,7 +275,7 @@ ARCHITECTURE = Architecture(
             figures=(
                 _weights("whole network", 239e6, PAPER, parameters),
                 _weights("encoder", 221.53e6, "BEiT-3's code at 480, counted", _encoder),
-                _weights("pyramid", 8e6, PAPER, _pyramid),
+                _weights("pyramid", 8e6, PAPER, _pyramid, "the paper prints whole millions"),
                 _cost(155e9),
             ),
         ),
