@@ -30,10 +30,9 @@ class SamSize:
         return self.image_size // 16
 
 
-# The tiny size has blocks of both kinds, and windows that do not divide its map.
 SIZES: Final[Mapping[str, SamSize]] = {
     "tiny": SamSize(
-        width=32, depth=5, heads=2, global_blocks=(0, 2, 3, 4), image_size=128, window=3
+        width=32, depth=4, heads=2, global_blocks=(0, 1, 2, 3), image_size=128, window=3
     ),
     "vit_b": SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
