@@ -91,11 +91,20 @@ class KernelSpec:
                 f"{self.op_type} got {len(arrays)} inputs; it takes {len(self.inputs)}: "
                 f"{', '.join(operand.name for operand in self.inputs)}."
             )
+        return self.check_shapes([array.shape for array in arrays])
+
+    def check_shapes(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+        """The size of each axis letter, from shapes of the inputs and, if given, the outputs.
+
+        Raises:
+            ShapeError: a wrong number of axes, or sizes that contradict each other.
+        """
         known: dict[str, int] = {}
-        for operand, array in sorted(
-            zip(self.inputs, arrays, strict=True), key=lambda pair: len(pair[0].broadcast)
+        operands = (*self.inputs, *self.outputs)[: len(shapes)]
+        for operand, shape in sorted(
+            zip(operands, shapes, strict=True), key=lambda pair: len(pair[0].broadcast)
         ):
-            self._bind(operand, array.shape, known)
+            self._bind(operand, shape, known)
         return known
 
     def run(

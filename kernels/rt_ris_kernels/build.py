@@ -1,0 +1,215 @@
+"""Compiles the CUDA source to one binary for all GPUs, and records what it holds.
+
+    python -m rt_ris_kernels.build            writes binaries/ anew
+    python -m rt_ris_kernels.build --check    compiles and compares, writes nothing
+    python -m rt_ris_kernels.build --nvrtc /path/libnvrtc.so.12 --out kernels.jetpack6
+                                              cubins for drivers of CUDA 12 (JetPack 6)
+
+The compiler is nvcc 13.0 of the package ``nvidia-cuda-nvcc``; the same version writes the same
+bytes anywhere. Users need no compiler: the binary ships with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rt_ris.errors import BuildError
+from rt_ris_kernels.binary import BINARIES, INTERFACE, NAME
+
+CSRC = Path(__file__).with_name("csrc")
+SOURCE = CSRC / f"{NAME}.cu"
+ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
+"""Compute capabilities, times ten, that get machine code; m16n8k16 products need 80."""
+PTX = 80
+"""Later GPUs than those above let their driver compile this."""
+NVCC_VERSION = "13.0"
+JETPACK_6 = (80, 86, 87, 89, 90)
+"""What NVRTC 12.6 compiles for, of the above."""
+
+_FLAGS = ("-std=c++17", "-Xptxas", "-v")
+
+
+def find_nvcc() -> str:
+    """nvcc of the Python package, or the one on the PATH; NVCC names another.
+
+    Raises:
+        BuildError: there is none.
+    """
+    packaged = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / "nvcc"
+    found = os.environ.get("NVCC") or (str(packaged) if packaged.is_file() else shutil.which("nvcc"))
+    if not found:
+        raise BuildError(
+            "nvcc was not found. Install the packages of the group 'cuda-build' "
+            f"(nvidia-cuda-nvcc {NVCC_VERSION}), or name it with NVCC=/path/to/nvcc."
+        )
+    return found
+
+
+def compile_fatbin(nvcc: str) -> tuple[bytes, dict[str, dict[str, dict[str, int]]]]:
+    """The binary and, per architecture and kernel, what ptxas says of it.
+
+    Raises:
+        BuildError: nvcc is of another version, or refused the source.
+    """
+    version = _run([nvcc, "--version"])
+    if f"release {NVCC_VERSION}," not in version:
+        raise BuildError(f"{nvcc} is {version.strip().splitlines()[-1]}; {NVCC_VERSION} is needed.")
+    targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
+    targets.append(f"-gencode=arch=compute_{PTX},code=compute_{PTX}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "kernels.fatbin"
+        command = [nvcc, *_FLAGS, "-fatbin", "-compress-mode=size", *targets, SOURCE.name]
+        report = _run([*command, "-o", str(out)], cwd=CSRC)
+        return out.read_bytes(), resources(report)
+
+
+def resources(report: str) -> dict[str, dict[str, dict[str, int]]]:
+    """Registers, stack, spills and static shared bytes from the output of ``ptxas -v``."""
+    entry = re.compile(
+        r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<sm>\d+)'"
+        r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+        r"(?P<loads>\d+) bytes spill loads"
+        r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+        re.DOTALL,
+    )
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for match in entry.finditer(report):
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        found.setdefault(match["sm"], {})[match["kernel"]] = {
+            "registers": int(match["registers"]),
+            "stack_bytes": int(match["stack"]),
+            "spilled_bytes": int(match["stores"]) + int(match["loads"]),
+            "static_shared_bytes": int(shared[1]) if shared else 0,
+        }
+    return {sm: dict(sorted(found[sm].items())) for sm in sorted(found, key=int)}
+
+
+def source_sha256() -> str:
+    """Of the files that decide the binary."""
+    digest = hashlib.sha256()
+    for path in (SOURCE, CSRC / "machine.cuh"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def record(binary: bytes, used: Mapping[str, object]) -> dict[str, object]:
+    """What is stored beside the binary; ``binary.py`` reads it before any byte is loaded."""
+    return {
+        "interface": INTERFACE,
+        "sha256": hashlib.sha256(binary).hexdigest(),
+        "source_sha256": source_sha256(),
+        "compiler": f"nvcc {NVCC_VERSION}",
+        "architectures": list(ARCHITECTURES),
+        "ptx": PTX,
+        "resources": used,
+    }
+
+
+def build() -> tuple[bytes, str]:
+    """The binary and its record as text.
+
+    Raises:
+        BuildError: see ``compile_fatbin``; or a kernel spills registers.
+    """
+    binary, used = compile_fatbin(find_nvcc())
+    spilling = [
+        f"{kernel} on sm_{sm}"
+        for sm, kernels in used.items()
+        for kernel, figures in kernels.items()
+        if figures["spilled_bytes"] or figures["stack_bytes"]
+    ]
+    if spilling:
+        raise BuildError(f"Registers spill to memory in: {', '.join(spilling)}.")
+    return binary, json.dumps(record(binary, used), indent=1) + "\n"
+
+
+def compile_cubin(nvrtc: Path, sm: int) -> bytes:
+    """Machine code for one architecture by NVRTC, for drivers older than nvcc's.
+
+    Raises:
+        BuildError: the library cannot be loaded or refuses the source.
+    """
+    try:
+        library = ctypes.CDLL(str(nvrtc))
+    except OSError as error:
+        raise BuildError(f"{nvrtc} cannot be loaded as NVRTC: {error}.") from error
+    program = ctypes.c_void_p()
+    header = (ctypes.c_char_p * 1)((CSRC / "machine.cuh").read_bytes())
+    names = (ctypes.c_char_p * 1)(b"machine.cuh")
+    made = library.nvrtcCreateProgram(
+        ctypes.byref(program), SOURCE.read_bytes(), SOURCE.name.encode(), 1, header, names
+    )
+    if made:
+        raise BuildError(f"NVRTC could not take {SOURCE.name} (code {made}).")
+    options = [f"--gpu-architecture=sm_{sm}".encode(), b"--std=c++17"]
+    failed = library.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*options)
+    )
+    if failed:
+        raise BuildError(f"NVRTC refused {SOURCE.name} for sm_{sm}: {_log(library, program)}")
+    size = ctypes.c_size_t()
+    library.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    code = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetCUBIN(program, code)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return code.raw
+
+
+def _log(library: ctypes.CDLL, program: ctypes.c_void_p) -> str:
+    size = ctypes.c_size_t()
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, text)
+    return text.value.decode()
+
+
+def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+    return done.stdout + done.stderr
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module; returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rt_ris_kernels.build", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare with what is stored")
+    parser.add_argument("--nvrtc", type=Path, help="libnvrtc.so of CUDA 12.6")
+    parser.add_argument("--out", type=Path, default=Path("kernels.jetpack6"), help="with --nvrtc")
+    given = parser.parse_args(arguments)
+    try:
+        if given.nvrtc:
+            given.out.mkdir(parents=True, exist_ok=True)
+            for sm in JETPACK_6:
+                (given.out / f"{NAME}.sm_{sm}.cubin").write_bytes(compile_cubin(given.nvrtc, sm))
+            return 0
+        binary, text = build()
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    stored = BINARIES / f"{NAME}.fatbin", BINARIES / f"{NAME}.json"
+    if given.check:
+        same = stored[0].read_bytes() == binary and stored[1].read_text() == text
+        print("The stored binary is what this source compiles to." if same else "They differ.")
+        return 0 if same else 1
+    BINARIES.mkdir(exist_ok=True)
+    stored[0].write_bytes(binary)
+    stored[1].write_text(text)
+    print(f"{stored[0].name}: {len(binary)} bytes for {len(ARCHITECTURES)} architectures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""How a call of the CUDA kernels is cut into blocks: names, grids, shared memory, workspace.
+
+Everything here is arithmetic on sizes, so that the launcher, the TensorRT plugin and the emulator
+agree. The kernels are described in ``csrc/masked_mutual_attention.cu``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rt_ris.errors import ShapeError
+
+CHANNELS = (128, 256)
+"""Feature channels C for which kernels are compiled."""
+WORD_CAPACITIES = (32, 80)
+"""Words L are padded to the next of these inside the kernels; a padded word costs time only."""
+DTYPES = ("float16", "float32")
+MAX_BLOCKS = 320
+"""Most blocks at work on one call: two on each multiprocessor of the largest GPU so far, rounded."""
+
+_THREADS = 256
+_WARPS = _THREADS // 32
+_HALF_ROW_PAD = 8
+_SINGLE_ROW_PAD = 4
+_PIXELS = 32
+_PARTIALS_PER_THREAD = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        kernel: entry point.
+        grid: blocks in x and y.
+        threads: per block.
+        shared_bytes: dynamic shared memory per block.
+    """
+
+    kernel: str
+    grid: tuple[int, int]
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The two launches of a call and how its pixels are split among blocks.
+
+    Attributes:
+        forward: pixels against words; ``splits`` blocks per expression.
+        reduce: the partial sums of each word.
+        splits: partial sums per expression.
+        workspace_bytes: for the partial sums; float32, 16-byte aligned.
+    """
+
+    forward: Launch
+    reduce: Launch
+    splits: int
+    workspace_bytes: int
+
+
+def check_sizes(*, expressions: int, pixels: int, words: int, channels: int, dtype: str) -> None:
+    """Raises unless kernels for these sizes exist.
+
+    Raises:
+        ShapeError: says which size and what is accepted.
+    """
+    if dtype not in DTYPES:
+        raise ShapeError(
+            f"The kernels got {dtype}; they take {' and '.join(DTYPES)}. Convert the tensors, or "
+            "use the standard-operator function."
+        )
+    if channels not in CHANNELS:
+        raise ShapeError(
+            f"The kernels got C={channels} channels; they are compiled for "
+            f"{' and '.join(map(str, CHANNELS))}. Use the standard-operator function for others."
+        )
+    if not 1 <= words <= WORD_CAPACITIES[-1]:
+        raise ShapeError(
+            f"The kernels got L={words} words; they take 1 to {WORD_CAPACITIES[-1]}. Cut the "
+            "sentences, or use the standard-operator function."
+        )
+    for name, size in (("N (expressions)", expressions), ("P (pixels)", pixels)):
+        if size < 1:
+            raise ShapeError(f"The kernels got {name}={size}; at least 1 is needed.")
+    if pixels * channels > 2**31 - 1:
+        raise ShapeError(
+            f"The kernels got P={pixels} pixels of C={channels} channels; P * C may be {2**31 - 1}."
+        )
+    if expressions > 65535:
+        raise ShapeError(f"The kernels got N={expressions} expressions; a grid takes 65535.")
+
+
+def geometry(
+    *,
+    expressions: int,
+    pixels: int,
+    words: int,
+    channels: int,
+    dtype: str,
+    multiprocessors: int,
+) -> Geometry:
+    """How a call is launched on a GPU with so many multiprocessors.
+
+    Results do not depend on the clock, but the number of splits decides the order in which a word's
+    pixels are summed: the same sizes on the same GPU give the same bits.
+
+    Raises:
+        ShapeError: no kernel is compiled for these sizes.
+    """
+    check_sizes(
+        expressions=expressions, pixels=pixels, words=words, channels=channels, dtype=dtype
+    )
+    capacity = next(size for size in WORD_CAPACITIES if words <= size)
+    tiles = -(-pixels // _PIXELS)
+    per_multiprocessor = 2 if dtype == "float16" and capacity == WORD_CAPACITIES[0] else 1
+    blocks = min(MAX_BLOCKS, multiprocessors * per_multiprocessor)
+    splits = max(1, min(tiles, blocks // expressions))
+    short = "f16" if dtype == "float16" else "f32"
+    forward = Launch(
+        kernel=f"forward_{short}_c{channels}_w{capacity}_p{_PIXELS}",
+        grid=(splits, expressions),
+        threads=_THREADS,
+        shared_bytes=_forward_bytes(channels, capacity, dtype, buffers=1 if splits == tiles else 2),
+    )
+    return Geometry(
+        forward=forward,
+        reduce=_reduction(short, words, channels, expressions=expressions, splits=splits),
+        splits=splits,
+        workspace_bytes=expressions * splits * words * (channels + 1) * 4,
+    )
+
+
+def workspace_bound(*, expressions: int, words: int, channels: int) -> int:
+    """Bytes that suffice on any GPU for any pixel count: max(N, 320) * L * (C + 1) * 4."""
+    return max(expressions, MAX_BLOCKS) * words * (channels + 1) * 4
+
+
+def _forward_bytes(channels: int, capacity: int, dtype: str, *, buffers: int) -> int:
+    if dtype == "float32":
+        return _PIXELS * (channels + _SINGLE_ROW_PAD) * 4 + _PIXELS * capacity * 4
+    row = channels + _HALF_ROW_PAD
+    groups = _WARPS // (_PIXELS // 16)
+    words = capacity * row * 2
+    attention = _PIXELS * (capacity + 8) * (2 + 4)
+    moments = _PIXELS * groups * 8
+    return words + attention + moments + capacity * 4 + buffers * _PIXELS * row * 2
+
+
+def _reduction(
+    short: str, words: int, channels: int, *, expressions: int, splits: int
+) -> Launch:
+    lanes = channels // 4
+    groups = 4
+    while groups * _PARTIALS_PER_THREAD < splits and groups * 2 * lanes <= 1024:
+        groups *= 2
+    return Launch(
+        kernel=f"reduce_{short}_c{channels}",
+        grid=(words, expressions),
+        threads=groups * lanes,
+        shared_bytes=(groups * channels + groups + 2 * (channels // 32)) * 4,
+    )
