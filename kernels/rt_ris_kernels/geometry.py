@@ -23,7 +23,8 @@ _WARPS = _THREADS // 32
 _HALF_ROW_PAD = 8
 _SINGLE_ROW_PAD = 4
 _PIXELS = 32
-_PARTIALS_PER_THREAD = 8
+_PARTIALS_PER_THREAD = 16
+_MOST_REDUCING_THREADS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,14 @@ class Geometry:
         forward: pixels against words; ``splits`` blocks per expression.
         reduce: the partial sums of each word.
         splits: partial sums per expression.
+        tiles: runs of pixels, which the splits share.
         workspace_bytes: for the partial sums; float32, 16-byte aligned.
     """
 
     forward: Launch
     reduce: Launch
     splits: int
+    tiles: int
     workspace_bytes: int
 
 
@@ -128,6 +131,7 @@ def geometry(
         forward=forward,
         reduce=_reduction(short, words, channels, expressions=expressions, splits=splits),
         splits=splits,
+        tiles=tiles,
         workspace_bytes=expressions * splits * words * (channels + 1) * 4,
     )
 
@@ -141,23 +145,25 @@ def _forward_bytes(channels: int, capacity: int, dtype: str, *, buffers: int) ->
     if dtype == "float32":
         return _PIXELS * (channels + _SINGLE_ROW_PAD) * 4 + _PIXELS * capacity * 4
     row = channels + _HALF_ROW_PAD
-    groups = _WARPS // (_PIXELS // 16)
+    groups = _WARPS // (_PIXELS // 16)  # warps that share a row of pixels
+    slices = groups if capacity == WORD_CAPACITIES[0] else 1
     words = capacity * row * 2
-    attention = _PIXELS * (capacity + 8) * (2 + 4)
+    attention = _PIXELS * (capacity + 8) * (2 + 4 * slices)
     moments = _PIXELS * groups * 8
-    return words + attention + moments + capacity * 4 + buffers * _PIXELS * row * 2
+    norm = 2 * channels * 2
+    return words + attention + moments + norm + buffers * _PIXELS * row * 2
 
 
 def _reduction(
     short: str, words: int, channels: int, *, expressions: int, splits: int
 ) -> Launch:
     lanes = channels // 4
-    groups = 4
-    while groups * _PARTIALS_PER_THREAD < splits and groups * 2 * lanes <= 1024:
-        groups *= 2
+    readers = 4
+    while readers * _PARTIALS_PER_THREAD < splits and readers * 2 * lanes <= _MOST_REDUCING_THREADS:
+        readers *= 2
     return Launch(
         kernel=f"reduce_{short}_c{channels}",
         grid=(words, expressions),
-        threads=groups * lanes,
-        shared_bytes=(groups * channels + groups + 2 * (channels // 32)) * 4,
+        threads=readers * lanes,
+        shared_bytes=(readers * channels + 2 * (channels // 32) + readers) * 4,
     )

@@ -25,11 +25,10 @@ RR_DEVICE u32 rr_shared_address(const void* pointer) {
 // ---- threads ----
 RR_DEVICE void rr_barrier() { __syncthreads(); }
 
-RR_DEVICE float rr_shuffle_xor(float value, int distance) {
-  return __shfl_xor_sync(0xffffffffu, value, distance);
-}
+// Orders the shared memory of one warp's lanes.
+RR_DEVICE void rr_warp_barrier() { __syncwarp(); }
 
-RR_DEVICE u32 rr_shuffle_xor(u32 value, int distance) {
+RR_DEVICE float rr_shuffle_xor(float value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
 }
 
@@ -51,14 +50,6 @@ RR_DEVICE void rr_wait_for_prior_grid() {
 template <typename T>
 RR_DEVICE T rr_load(const T* pointer) {
   return __ldg(pointer);
-}
-
-// Two halves that are read in every turn of a loop: volatile, or the compiler would lift the loads
-// out of the loop and keep all of them in registers, which the sums need.
-RR_DEVICE u32 rr_load_in_place(const void* pointer) {
-  u32 value;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(value) : "l"(pointer));
-  return value;
 }
 
 // For what another kernel of the same launch wrote: the read-only path may not be used for it.
@@ -147,10 +138,30 @@ RR_DEVICE f16 rr_to_half(float value) {
   return bits;
 }
 
+// Two products, and two fused multiply-adds, of halves; each rounds once.
+RR_DEVICE u32 rr_multiply_halves(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+RR_DEVICE u32 rr_multiply_add_halves(u32 a, u32 b, u32 c) {
+  u32 sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
 // 2^x to about 2^-22, relative.
 RR_DEVICE float rr_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / x to 1 ulp.
+RR_DEVICE float rr_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -62,6 +62,7 @@ struct Fiber {
   Index index{};
   int lane = 0, warp = 0;
   long operations = 0;
+  int turn = 0;
   std::vector<Copy> pending, committed;
 };
 
@@ -71,9 +72,11 @@ struct Warp {
   alignas(16) unsigned char slots[2][32][SLOT_BYTES];
 };
 
-// Who touched two bytes of shared memory last, and after which barrier.
+// Who touched two bytes of shared memory last: after which barrier of the block (epoch), and after
+// which barrier of the warp (turn).
 struct Touch {
-  int write_epoch = -1, writer = -1, read_epoch = -1, reader = -1;
+  int write_epoch = -1, writer = -1, write_turn = -1;
+  int read_epoch = -1, reader = -1, reading_warp = -1, read_turn = -1;
 };
 constexpr int SEVERAL = -2;
 
@@ -145,6 +148,11 @@ inline size_t check_shared(const void* pointer, size_t bytes) {
   return at - b.shared;
 }
 
+// Whether a warp's barrier lies between an earlier touch, by another lane, and now.
+inline bool ordered_in_warp(int warp, int turn) {
+  return warp == self().warp && turn < self().turn;
+}
+
 inline void note_shared_read(const void* pointer, size_t bytes) {
   const size_t first = check_shared(pointer, bytes);
   Block& b = block();
@@ -152,10 +160,14 @@ inline void note_shared_read(const void* pointer, size_t bytes) {
   for (size_t unit = first / 2; unit < (first + bytes) / 2; unit++) {
     Touch& touch = b.touched[unit];
     if (touch.write_epoch < 0) fail("shared memory read before it is written");
-    if (touch.write_epoch == b.epoch && touch.writer != me)
+    if (touch.write_epoch == b.epoch && touch.writer != me &&
+        !ordered_in_warp(touch.writer / 32, touch.write_turn))
       fail("race: read of what another thread wrote since the last barrier");
-    touch.reader = touch.read_epoch == b.epoch && touch.reader != me ? SEVERAL : me;
+    const bool again = touch.read_epoch == b.epoch;
+    touch.reader = again && touch.reader != me ? SEVERAL : me;
+    touch.reading_warp = again && touch.reading_warp != self().warp ? SEVERAL : self().warp;
     touch.read_epoch = b.epoch;
+    touch.read_turn = self().turn;
   }
 }
 
@@ -165,17 +177,20 @@ inline void note_shared_write(const void* pointer, size_t bytes) {
   const int me = self().index.x;
   for (size_t unit = first / 2; unit < (first + bytes) / 2; unit++) {
     Touch& touch = b.touched[unit];
-    if (touch.write_epoch == b.epoch && touch.writer != me)
+    if (touch.write_epoch == b.epoch && touch.writer != me &&
+        !ordered_in_warp(touch.writer / 32, touch.write_turn))
       fail("race: two threads write since the last barrier");
-    if (touch.read_epoch == b.epoch && touch.reader != me)
+    if (touch.read_epoch == b.epoch && touch.reader != me &&
+        !ordered_in_warp(touch.reading_warp, touch.read_turn))
       fail("race: write to what another thread read since the last barrier");
     touch.write_epoch = b.epoch;
     touch.writer = me;
+    touch.write_turn = self().turn;
   }
 }
 
 // ---- operations of a warp ----
-enum Kind { SHUFFLE, LOAD, LOAD_TRANSPOSED, MULTIPLY };
+enum Kind { SHUFFLE, SYNCHRONIZE, LOAD, LOAD_TRANSPOSED, MULTIPLY };
 
 // Gives `mine` to the other lanes and returns the 32 lanes' values, once all have come.
 template <typename T>
@@ -196,8 +211,8 @@ const T* exchange(const T& mine, Kind kind) {
 }
 
 struct alignas(16) Word {
-  u32 bits;
-  unsigned char rest[SLOT_BYTES - sizeof(u32)];
+  float value;
+  unsigned char rest[SLOT_BYTES - sizeof(float)];
 };
 struct alignas(16) Row {
   f16 values[8];
@@ -277,18 +292,15 @@ inline void rr_barrier() {
   while (fiber.waits) simt::yield();
 }
 
-inline u32 rr_shuffle_xor(u32 value, int distance) {
-  simt::Word mine{};
-  mine.bits = value;
-  return simt::exchange(mine, simt::SHUFFLE)[simt::self().lane ^ distance].bits;
+inline void rr_warp_barrier() {
+  simt::exchange(simt::Word{}, simt::SYNCHRONIZE);
+  simt::self().turn++;
 }
 
 inline float rr_shuffle_xor(float value, int distance) {
-  u32 bits;
-  std::memcpy(&bits, &value, 4);
-  bits = rr_shuffle_xor(bits, distance);
-  std::memcpy(&value, &bits, 4);
-  return value;
+  simt::Word mine{};
+  mine.value = value;
+  return simt::exchange(mine, simt::SHUFFLE)[simt::self().lane ^ distance].value;
 }
 
 inline void rr_release_dependents() {}
@@ -299,8 +311,6 @@ T rr_load(const T* pointer) {
   simt::check_global(pointer, sizeof(T));
   return *pointer;
 }
-
-inline u32 rr_load_in_place(const void* pointer) { return rr_load(static_cast<const u32*>(pointer)); }
 
 template <typename T>
 T rr_load_coherent(const T* pointer) {
@@ -389,7 +399,17 @@ inline u32 rr_pack(float low, float high) {
 inline float2 rr_unpack(u32 packed) {
   return {rr_to_float(static_cast<f16>(packed & 0xffff)), rr_to_float(static_cast<f16>(packed >> 16))};
 }
+inline u32 rr_multiply_halves(u32 a, u32 b) {
+  const float2 x = rr_unpack(a), y = rr_unpack(b);
+  return rr_pack(x.x * y.x, x.y * y.y);
+}
+// A product of halves is exact in float32; the sum may round twice, seldom and by one step.
+inline u32 rr_multiply_add_halves(u32 a, u32 b, u32 c) {
+  const float2 x = rr_unpack(a), y = rr_unpack(b), z = rr_unpack(c);
+  return rr_pack(x.x * y.x + z.x, x.y * y.y + z.y);
+}
 inline float rr_exp2(float x) { return std::exp2(x); }
+inline float rr_reciprocal(float x) { return 1.0f / x; }
 inline float rr_exp(float x) { return std::exp(x); }
 inline float rr_rsqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float rr_max(float a, float b) { return std::fmax(a, b); }
