@@ -27,6 +27,7 @@ check: lint types test runtime
 lint: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror kernels/rt_ris_kernels/csrc/*
 	$(BIN)/lint-imports
 
 types: $(VENV)/.check
@@ -34,7 +35,7 @@ types: $(VENV)/.check
 	$(BIN)/mypy tools
 
 test: $(VENV)/.check
-	$(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 # The built wheel alone, in an environment with neither torch nor onnx.
 runtime: lean

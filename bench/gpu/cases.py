@@ -1,4 +1,4 @@
-"""Inputs for checking and timing the kernels; numpy only, so that every script here can use them."""
+"""Inputs for checking and timing the kernels; numpy only, so that every script can use them."""
 
 from __future__ import annotations
 

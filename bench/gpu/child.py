@@ -1,6 +1,6 @@
 """A few calls of the kernels without PyTorch, for compute-sanitizer and ncu to look at.
 
-    compute-sanitizer --tool racecheck python bench/gpu/child.py
+compute-sanitizer --tool racecheck python bench/gpu/child.py
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Memory:
 
     def read(self) -> np.ndarray:
         """Its contents now."""
-        self._done(self._driver.cuMemcpyDtoH(self.values.ctypes.data, self.pointer, self.values.nbytes))
+        self._done(
+            self._driver.cuMemcpyDtoH(self.values.ctypes.data, self.pointer, self.values.nbytes)
+        )
         return self.values
 
     def _done(self, result: tuple[object, ...]) -> None:
@@ -62,9 +64,7 @@ def call(launcher: MaskedMutualAttentionLauncher, case: Case) -> list[np.ndarray
     outputs = [Memory(np.full(shape, np.nan, case.dtype)) for shape in shapes]
     workspace = Memory(np.full(plan.workspace_bytes // 4, np.nan, np.float32))
     inputs = [Memory(array) for array in arrays]
-    launcher.launch(
-        inputs, outputs, workspace=workspace, stream=0, attributes=case.attributes
-    )
+    launcher.launch(inputs, outputs, workspace=workspace, stream=0, attributes=case.attributes)
     return [output.read() for output in outputs]
 
 

@@ -87,9 +87,7 @@ def on_gpu(*, quick: bool) -> dict[str, Any]:
         ]
         room = torch.full((plan.workspace_bytes // 4,), torch.nan, device="cuda")
         stream = torch.cuda.current_stream().cuda_stream
-        launcher.launch(
-            tensors, outputs, workspace=room, stream=stream, attributes=case.attributes
-        )
+        launcher.launch(tensors, outputs, workspace=room, stream=stream, attributes=case.attributes)
         return tuple(output.cpu().numpy() for output in outputs)
 
     def plain(arrays: Any, case: Case) -> Any:
@@ -105,15 +103,14 @@ def on_gpu(*, quick: bool) -> dict[str, Any]:
         "checks": [check(case, run, plain=plain) for case in CHECKS],
         "repeats": _repeats(run),
         "operator": _operator(),
+        "plugin": _plugin(run),
     }
     if not quick:
         result["sanitizer"] = {tool: _sanitize(tool) for tool in SANITIZERS}
         result["counters"] = _count()
     with torch.no_grad():
         cases = timing.TIMED[:1] if quick else timing.TIMED
-        result["times"] = [
-            timing.time_case(case, launcher, bandwidth=bandwidth) for case in cases
-        ]
+        result["times"] = [timing.time_case(case, launcher, bandwidth=bandwidth) for case in cases]
     result["tensorrt_rtx"] = _ask_rtx()
     result["targets"] = targets(result["times"])
     return result
@@ -132,8 +129,18 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if one is not None:
         ours = one["kernel"]["graph_us"]["median"]
         add("N=1, 25 words, in a graph, us", ours, 7.0)
-        add("times faster than eager in a graph", one["eager"]["graph_us"]["median"] / ours, 4.0, at_least=True)
-        add("times faster than torch.compile in a graph", one["compiled"]["graph_us"]["median"] / ours, 2.0, at_least=True)
+        add(
+            "times faster than eager in a graph",
+            one["eager"]["graph_us"]["median"] / ours,
+            4.0,
+            at_least=True,
+        )
+        add(
+            "times faster than torch.compile in a graph",
+            one["compiled"]["graph_us"]["median"] / ours,
+            2.0,
+            at_least=True,
+        )
     many = by_name.get(Case(expressions=16, padded=False).name)
     if many is not None:
         add("N=16 of one image, in a graph, us", many["kernel"]["graph_us"]["median"], 15.0)
@@ -144,7 +151,11 @@ def _gpu_facts(launcher: Any) -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.sm,clocks.mem",
+        "--format=csv,noheader",
+    ]
     return {
         "name": properties.name,
         "capability": launcher.capability / 10,
@@ -185,12 +196,76 @@ def _operator() -> dict[str, Any]:
             leaves = [torch.from_numpy(array).to(device=device, dtype=dtype) for array in arrays]
             leaves = [leaf.requires_grad_(k != 2) for k, leaf in enumerate(leaves)]
             outputs = torch.ops.rt_ris.masked_mutual_attention(*leaves, *case.attributes.values())
-            weights = [torch.arange(each.numel()).view_as(each.cpu()).remainder(7) - 3 for each in outputs]
-            loss = sum((each * weight.to(each)).sum() for each, weight in zip(outputs, weights, strict=True))
+            weights = [
+                torch.arange(each.numel()).view_as(each.cpu()).remainder(7) - 3 for each in outputs
+            ]
+            loss = sum(
+                (each * weight.to(each)).sum()
+                for each, weight in zip(outputs, weights, strict=True)
+            )
             loss.backward()
-            gradients.append([leaf.grad.cpu().double().numpy() for leaf in leaves if leaf.requires_grad])
+            gradients.append(
+                [leaf.grad.cpu().double().numpy() for leaf in leaves if leaf.requires_grad]
+            )
         worst = max(relative(a, b) for a, b in zip(*gradients, strict=True))
-        found[case.name] = {"worst_gradient_error": worst, "passed": worst <= (1e-5 if case.dtype == "float32" else 2e-3)}
+        found[case.name] = {
+            "worst_gradient_error": worst,
+            "passed": worst <= (1e-5 if case.dtype == "float32" else 2e-3),
+        }
+    return found
+
+
+def _plugin(run: Any) -> dict[str, Any]:
+    """The TensorRT plugin's enqueue, called by hand with TensorRT's names and no TensorRT."""
+    import fake_tensorrt
+    import torch
+    from cases import draw
+
+    from rt_ris_kernels import plugin
+
+    plugin.register(fake_tensorrt)
+    creator = fake_tensorrt.REGISTRY.get_creator("MaskedMutualAttention", "1", "rt_ris")
+    found = {}
+    for case in (
+        Case(),
+        Case(words=77, expressions=3, shared=False, normalize=1),
+        Case(dtype="float32"),
+    ):
+        arrays, _ = draw(case)
+        wanted = [output.tobytes() for output in run(arrays, case)]
+        fields = plugin.Fields(fake_tensorrt, case.attributes)
+        made = creator.create_plugin("node", fields.collection, None).attach_to_context(None)
+        kind = (
+            fake_tensorrt.DataType.HALF if case.dtype == "float16" else fake_tensorrt.DataType.FLOAT
+        )
+        tensors = [torch.from_numpy(array).cuda() for array in arrays]
+        outputs = [
+            torch.full((case.expressions, size, case.channels), torch.nan, device="cuda").to(
+                tensors[0].dtype
+            )
+            for size in (case.pixels, case.words)
+        ]
+        room = torch.full(
+            (
+                made.get_workspace_size(
+                    [fake_tensorrt.dynamic(tuple(t.shape)) for t in tensors], []
+                )
+                // 4,
+            ),
+            torch.nan,
+            device="cuda",
+        )
+        torch.cuda.synchronize()
+        made.enqueue(
+            [fake_tensorrt.desc(tuple(tensor.shape), kind) for tensor in tensors],
+            [],
+            [tensor.data_ptr() for tensor in tensors],
+            [output.data_ptr() for output in outputs],
+            room.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+        same = [output.cpu().numpy().tobytes() for output in outputs] == wanted
+        found[case.name] = {"same_bits_as_the_launcher": same, "passed": same}
     return found
 
 
@@ -219,7 +294,11 @@ def _count() -> Any:
     for value in values:
         row = dict(zip(header, value, strict=True))
         kept = {"kernel": row["Kernel Name"], "grid": row["Grid Size"]}
-        kept |= {f"{name} [{unit}]": row[name] for name, unit in zip(header, units, strict=True) if name in COUNTERS}
+        kept |= {
+            f"{name} [{unit}]": row[name]
+            for name, unit in zip(header, units, strict=True)
+            if name in COUNTERS
+        }
         found.append(kept)
     return found
 
@@ -254,7 +333,8 @@ def _output(command: list[str]) -> str:
 def _green(result: dict[str, Any]) -> bool:
     verdicts = [row["passed"] for row in result["checks"]]
     verdicts += result.get("repeats", {}).values()
-    verdicts += [row["passed"] for row in result.get("operator", {}).values()]
+    for part in ("operator", "plugin"):
+        verdicts += [row["passed"] for row in result.get(part, {}).values()]
     verdicts += [row["passed"] is not False for row in result.get("sanitizer", {}).values()]
     return all(verdicts)
 
@@ -269,7 +349,8 @@ def main() -> int:
     facts = {
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "commit": os.environ.get("RT_RIS_COMMIT") or _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"]),
+        "commit": os.environ.get("RT_RIS_COMMIT")
+        or _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"]),
         "scope": "the operator alone, both launches; inputs and outputs in GPU memory",
     }
     result = {**facts, **result, "green": _green(result)}
@@ -278,11 +359,24 @@ def main() -> int:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text)
     for row in result["checks"]:
-        print("ok  " if row["passed"] else "FAIL", row["case"], f"{row['f_lav']:.1e} {row['f_val']:.1e}")
+        print(
+            "ok  " if row["passed"] else "FAIL",
+            row["case"],
+            f"{row['f_lav']:.1e} {row['f_val']:.1e}",
+        )
     for row in result.get("times", []):
         others = {k: row[k]["graph_us"]["median"] for k in ("kernel", "eager", "compiled", "sdpa")}
         print(row["case"], f"floor {row['floor_us']}", others, row["kernel"])
-    for key in ("repeats", "operator", "sanitizer", "counters", "tensorrt_rtx", "targets", "green"):
+    for key in (
+        "repeats",
+        "operator",
+        "plugin",
+        "sanitizer",
+        "counters",
+        "tensorrt_rtx",
+        "targets",
+        "green",
+    ):
         if key in result:
             print(key, json.dumps(result[key], indent=1))
     missed = any(not target["met"] for target in result.get("targets", []))

@@ -1,7 +1,7 @@
 """Arrays that lie in GPU memory, whoever made them.
 
-torch tensors, CuPy arrays and pycuda's GPUArrays describe themselves by ``__cuda_array_interface__``
-or DLPack; nothing is copied and none of those packages is imported here.
+torch tensors, CuPy arrays and pycuda's GPUArrays describe themselves by
+``__cuda_array_interface__`` or DLPack; nothing is copied and none of those is imported here.
 """
 
 from __future__ import annotations

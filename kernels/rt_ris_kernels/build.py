@@ -42,13 +42,15 @@ _FLAGS = ("-std=c++17", "-Xptxas", "-v")
 
 
 def find_nvcc() -> str:
-    """nvcc of the Python package, or the one on the PATH; NVCC names another.
+    """Nvcc of the Python package, or the one on the PATH; NVCC names another.
 
     Raises:
         BuildError: there is none.
     """
     packaged = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / "nvcc"
-    found = os.environ.get("NVCC") or (str(packaged) if packaged.is_file() else shutil.which("nvcc"))
+    found = os.environ.get("NVCC") or (
+        str(packaged) if packaged.is_file() else shutil.which("nvcc")
+    )
     if not found:
         raise BuildError(
             "nvcc was not found. Install the packages of the group 'cuda-build' "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from rt_ris.errors import BackendError, MissingExtraError, ShapeError
 from rt_ris_kernels.geometry import Launch
 
@@ -61,6 +63,7 @@ class CudaDriver:
         self._cuda: Any = driver
         self._check(driver.cuInit(0), "cuInit")
         self._contexts: dict[int, object] = {}
+        self._configs: dict[tuple[Launch, int, bool], object] = {}
 
     def compute_capability(self, device: int) -> int:
         """See ``Driver``."""
@@ -112,6 +115,17 @@ class CudaDriver:
         self, kernel: object, launch: Launch, *, arguments: int, stream: int, dependent: bool
     ) -> None:
         """See ``Driver``."""
+        key = (launch, stream, dependent)
+        if key not in self._configs:
+            self._configs[key] = self._configure(*key)
+        function = self._cuda.CUfunction(int(kernel))  # type: ignore[call-overload]
+        parameters = np.array([arguments], np.uint64)  # pointers to the kernel's one parameter
+        self._check(
+            self._cuda.cuLaunchKernelEx(self._configs[key], function, parameters.ctypes.data, 0),
+            launch.kernel,
+        )
+
+    def _configure(self, launch: Launch, stream: int, dependent: bool) -> object:
         config = self._cuda.CUlaunchConfig()
         config.gridDimX, config.gridDimY = launch.grid
         config.gridDimZ = 1
@@ -126,11 +140,7 @@ class CudaDriver:
             attribute.value.programmaticStreamSerializationAllowed = 1
             config.attrs = [attribute]
             config.numAttrs = 1
-        function = self._cuda.CUfunction(int(kernel))  # type: ignore[call-overload]
-        parameters = _pointer_to(arguments)
-        self._check(
-            self._cuda.cuLaunchKernelEx(config, function, parameters.ctypes.data, 0), launch.kernel
-        )
+        return config
 
     def _make_current(self, device: int) -> None:
         if device not in self._contexts:
@@ -146,10 +156,3 @@ class CudaDriver:
         if status != self._cuda.CUresult.CUDA_SUCCESS:
             raise BackendError(f"CUDA refused {what}: {status.name}.")
         return values[0] if values else None
-
-
-def _pointer_to(address: int) -> Any:
-    """An array of one pointer: the list of parameters of a kernel with one parameter."""
-    import numpy as np
-
-    return np.array([address], np.uint64)

@@ -16,7 +16,7 @@ WORD_CAPACITIES = (32, 80)
 """Words L are padded to the next of these inside the kernels; a padded word costs time only."""
 DTYPES = ("float16", "float32")
 MAX_BLOCKS = 320
-"""Most blocks at work on one call: two on each multiprocessor of the largest GPU so far, rounded."""
+"""Most blocks at work on one call: about two on each multiprocessor of the largest GPUs so far."""
 
 _THREADS = 256
 _WARPS = _THREADS // 32
@@ -112,9 +112,7 @@ def geometry(
     Raises:
         ShapeError: no kernel is compiled for these sizes.
     """
-    check_sizes(
-        expressions=expressions, pixels=pixels, words=words, channels=channels, dtype=dtype
-    )
+    check_sizes(expressions=expressions, pixels=pixels, words=words, channels=channels, dtype=dtype)
     capacity = next(size for size in WORD_CAPACITIES if words <= size)
     tiles = -(-pixels // _PIXELS)
     per_multiprocessor = 2 if dtype == "float16" and capacity == WORD_CAPACITIES[0] else 1
@@ -154,9 +152,7 @@ def _forward_bytes(channels: int, capacity: int, dtype: str, *, buffers: int) ->
     return words + attention + moments + norm + buffers * _PIXELS * row * 2
 
 
-def _reduction(
-    short: str, words: int, channels: int, *, expressions: int, splits: int
-) -> Launch:
+def _reduction(short: str, words: int, channels: int, *, expressions: int, splits: int) -> Launch:
     lanes = channels // 4
     readers = 4
     while readers * _PARTIALS_PER_THREAD < splits and readers * 2 * lanes <= _MOST_REDUCING_THREADS:

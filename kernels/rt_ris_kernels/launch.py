@@ -169,8 +169,8 @@ class MaskedMutualAttentionLauncher:
         for array, operand in zip(arrays, operands, strict=True):
             if array.dtype != arrays[0].dtype:
                 raise ShapeError(
-                    f"'{operand.name}' is {array.dtype} and 'z_v' is {arrays[0].dtype}; all tensors "
-                    "of a call have one type."
+                    f"'{operand.name}' is {array.dtype} and 'z_v' is {arrays[0].dtype}; all "
+                    "tensors of a call have one type."
                 )
         return arrays
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rt_ris_kernels.arrays import DeviceArray
 from rt_ris_kernels.geometry import CHANNELS, WORD_CAPACITIES
 from rt_ris_kernels.launch import LEAST_CAPABILITY, MaskedMutualAttentionLauncher
 
@@ -87,10 +88,11 @@ def masked_mutual_attention(
         channels=z_v.shape[2],
         dtype=_DTYPES[z_v.dtype],
     )
+    kept = [tensor.contiguous() for tensor in inputs]  # until the launches are on the stream
     launcher.launch(
-        [tensor.detach().contiguous() for tensor in inputs],
-        [f_lav, f_val],
-        workspace=torch.empty(plan.workspace_bytes // 4, device=z_v.device),
+        [_described(tensor) for tensor in kept],
+        [_described(f_lav), _described(f_val)],
+        workspace=_described(torch.empty(plan.workspace_bytes // 4, device=z_v.device)),
         stream=torch.cuda.current_stream(z_v.device).cuda_stream,
         attributes={
             "threshold": threshold,
@@ -138,6 +140,13 @@ def _backward(
 
 
 masked_mutual_attention.register_autograd(_backward, setup_context=_remember)
+
+
+def _described(tensor: Tensor) -> DeviceArray:
+    """Without the interfaces for foreign arrays, which take longer than the kernels."""
+    return DeviceArray(
+        pointer=tensor.data_ptr(), shape=tuple(tensor.shape), dtype=_DTYPES[tensor.dtype]
+    )
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -6,6 +6,7 @@ Several processes train as one under ``torchrun --nproc-per-node N -m rt_ris.cli
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from rt_ris_train.recipe import find_recipe, read_recipe
     from rt_ris_train.threads import use_threads
 
+    use_kernels()
+
     use_threads(args.threads)
     recipe = read_recipe(find_recipe(args.recipe))
     with together():
@@ -57,6 +60,12 @@ def run(args: argparse.Namespace) -> int:
             draw_curve(args.out / "log.jsonl", args.out / "curve.png")
             print(f"{checkpoint}", flush=True)
     return 0
+
+
+def use_kernels() -> None:
+    """Register our CUDA kernels with PyTorch, where they can be launched; processors ignore them."""
+    if importlib.util.find_spec("cuda") is not None:
+        importlib.import_module("rt_ris_kernels.torch_op")
 
 
 def _lines() -> tuple[Callable[[Report], None], Callable[[str, int, int], None]]:

@@ -1,5 +1,5 @@
-// The machine of machine.cuh, imitated on the host: every CUDA thread of a block is a fiber, and the
-// operations of a warp run lane by lane after the PTX ISA's fragment layouts.
+// The machine of machine.cuh, imitated on the host: every CUDA thread of a block is a fiber, and
+// the operations of a warp run lane by lane after the PTX ISA's fragment layouts.
 //
 // It is stricter than a GPU. A launch stops with a message on
 //   * an address outside the buffers of the launch or the block's shared memory, or misaligned;
@@ -228,8 +228,8 @@ inline float half_to_float(f16 bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
   float value;
   if (exponent == 31)
-    value = fraction ? std::numeric_limits<float>::quiet_NaN()
-                     : std::numeric_limits<float>::infinity();
+    value =
+        fraction ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
   else if (exponent)
     value = std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
   else
@@ -397,7 +397,8 @@ inline u32 rr_pack(float low, float high) {
   return rr_to_half(low) | static_cast<u32>(rr_to_half(high)) << 16;
 }
 inline float2 rr_unpack(u32 packed) {
-  return {rr_to_float(static_cast<f16>(packed & 0xffff)), rr_to_float(static_cast<f16>(packed >> 16))};
+  return {rr_to_float(static_cast<f16>(packed & 0xffff)),
+          rr_to_float(static_cast<f16>(packed >> 16))};
 }
 inline u32 rr_multiply_halves(u32 a, u32 b) {
   const float2 x = rr_unpack(a), y = rr_unpack(b);

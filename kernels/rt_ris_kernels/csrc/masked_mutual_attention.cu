@@ -22,17 +22,17 @@ struct Arguments {
   const void* beta_v;
   const void* gamma_l;
   const void* beta_l;
-  void* f_lav;        // [N, P, C]
-  void* f_val;        // [N, L, C]
-  float* sums;        // [N, splits, L, C], partial A^T z_v
-  float* masses;      // [N, splits, L], partial column sums of A; written where normalize is 1
+  void* f_lav;         // [N, P, C]
+  void* f_val;         // [N, L, C]
+  float* sums;         // [N, splits, L, C], partial A^T z_v
+  float* masses;       // [N, splits, L], partial column sums of A; written where normalize is 1
   long long z_v_step;  // elements from one expression's z_v to the next; 0 where it is shared
   int pixels;
   int words;
   int splits;
   int tiles_per_block;
   int longer_blocks;  // the first so many have one tile more
-  float threshold;  // on the scaled score: logit of the probability
+  float threshold;    // on the scaled score: logit of the probability
   float scale;
   float epsilon;
   int normalize;
@@ -100,7 +100,7 @@ struct Tile {
   static constexpr int S_ROW = WORDS + 8;
   static constexpr int WARPS = 8;
   static constexpr int THREADS = WARPS * 32;
-  static constexpr int GROUPS = WARPS / (PIXELS / 16);  // warps that share a row of pixels
+  static constexpr int GROUPS = WARPS / (PIXELS / 16);     // warps that share a row of pixels
   static constexpr int SLICES = WORDS == 32 ? GROUPS : 1;  // of the channels, in a score
   f16 z_l[WORDS * ROW];
   f16 a[PIXELS * A_ROW];
@@ -125,17 +125,17 @@ struct Forward {
   static constexpr int WARPS = Memory::WARPS, THREADS = Memory::THREADS;
   static constexpr int ROW_WARPS = PIXELS / 16;
   static constexpr int GROUPS = Memory::GROUPS, SLICES = Memory::SLICES;
-  static constexpr int GROUP_C = C / GROUPS;       // channels of f_lav that a warp writes
-  static constexpr int N_TILES = GROUP_C / 8;      // ... in tiles of eight
-  static constexpr int WORD_TILES = WORDS / 8;     // words in tiles of eight, as columns of S
-  static constexpr int WORD_STEPS = WORDS / 16;    // ... and in steps of sixteen, as rows of A^T
-  static constexpr int WARP_C = C / WARPS;         // channels of A^T z_v that a warp sums
+  static constexpr int GROUP_C = C / GROUPS;     // channels of f_lav that a warp writes
+  static constexpr int N_TILES = GROUP_C / 8;    // ... in tiles of eight
+  static constexpr int WORD_TILES = WORDS / 8;   // words in tiles of eight, as columns of S
+  static constexpr int WORD_STEPS = WORDS / 16;  // ... and in steps of sixteen, as rows of A^T
+  static constexpr int WARP_C = C / WARPS;       // channels of A^T z_v that a warp sums
   static constexpr int SUM_TILES = WARP_C / 8;
   static constexpr int SCORERS = GROUPS / SLICES;  // warps that share the words of a row
   static constexpr int OWN_TILES = (WORD_TILES + SCORERS - 1) / SCORERS;
   static constexpr bool EVEN = OWN_TILES * SCORERS == WORD_TILES;
-  static constexpr int OWN_WORDS = WORDS / 8;      // of one pixel, in the softmax
-  static constexpr int COPIES = C / 8;             // of 16 bytes, in a row of z_v or z_l
+  static constexpr int OWN_WORDS = WORDS / 8;  // of one pixel, in the softmax
+  static constexpr int COPIES = C / 8;         // of 16 bytes, in a row of z_v or z_l
   static_assert(N_TILES % 4 == 0, "four tiles make one 16-byte store");
   static_assert(SUM_TILES % 2 == 0, "tiles are loaded in pairs");
   static_assert(PIXELS * 8 == THREADS, "eight lanes share a pixel in the softmax");
@@ -332,8 +332,8 @@ struct Forward {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int column = group * GROUP_C + n * 8 + 2 * q;
-        const float2 z = rr_unpack(rr_load_shared(
-            reinterpret_cast<const u32*>(pixels + (row + 8 * half) * ROW + column)));
+        const float2 z = rr_unpack(
+            rr_load_shared(reinterpret_cast<const u32*>(pixels + (row + 8 * half) * ROW + column)));
         out[n][2 * half] = z.x;
         out[n][2 * half + 1] = z.y;
       }
@@ -481,13 +481,13 @@ template <int C, int WORDS>
 struct SingleForward {
   static constexpr int PIXELS = SingleTile<C>::PIXELS, ROW = SingleTile<C>::ROW;
   static constexpr int THREADS = SingleTile<C>::THREADS;
-  static constexpr int OWN_WORDS = WORDS / 8;     // scores of a lane: words i, i + 8, ...
-  static constexpr int QUADS = C / 32;            // channels of a lane, in fours
-  static constexpr int HALVES = THREADS / C;      // threads that share a channel of A^T z_v
+  static constexpr int OWN_WORDS = WORDS / 8;  // scores of a lane: words i, i + 8, ...
+  static constexpr int QUADS = C / 32;         // channels of a lane, in fours
+  static constexpr int HALVES = THREADS / C;   // threads that share a channel of A^T z_v
   static constexpr int SUM_WORDS = WORDS / HALVES;
 
   const Arguments& a;
-  float* const z_v;  // [PIXELS, ROW] in shared memory
+  float* const z_v;      // [PIXELS, ROW] in shared memory
   float* const weights;  // [PIXELS, WORDS]
   const int pixel, part, channel, first_word;
   float sums[SUM_WORDS];
@@ -536,7 +536,8 @@ struct SingleForward {
 
   RR_DEVICE void attend(int n, int first_pixel) {
     const float* z_l = static_cast<const float*>(a.z_l) + static_cast<long long>(n) * a.words * C;
-    const float* mask = static_cast<const float*>(a.word_mask) + static_cast<long long>(n) * a.words;
+    const float* mask =
+        static_cast<const float*>(a.word_mask) + static_cast<long long>(n) * a.words;
     const float none = rr_negative_infinity();
     float s[OWN_WORDS], most = none, total = 0.0f;
 #pragma unroll
@@ -577,14 +578,15 @@ struct SingleForward {
     float4 out[QUADS];
 #pragma unroll
     for (int i = 0; i < QUADS; i++)
-      out[i] = rr_load_shared(
-          reinterpret_cast<const float4*>(z_v + pixel * ROW + part * 4 + 32 * i));
+      out[i] =
+          rr_load_shared(reinterpret_cast<const float4*>(z_v + pixel * ROW + part * 4 + 32 * i));
 #pragma unroll 2
     for (int word = 0; word < a.words; word++) {
       const float weight = rr_load_shared(weights + pixel * WORDS + word);
 #pragma unroll
       for (int i = 0; i < QUADS; i++) {
-        const float4 z = rr_load(reinterpret_cast<const float4*>(z_l + word * C + part * 4 + 32 * i));
+        const float4 z =
+            rr_load(reinterpret_cast<const float4*>(z_l + word * C + part * 4 + 32 * i));
         out[i].x += weight * z.x;
         out[i].y += weight * z.y;
         out[i].z += weight * z.z;
@@ -607,8 +609,10 @@ struct SingleForward {
 #pragma unroll
     for (int i = 0; i < QUADS; i++) {
       const int column = part * 4 + 32 * i;
-      const float4 w = rr_load(reinterpret_cast<const float4*>(static_cast<const float*>(a.gamma_v) + column));
-      const float4 b = rr_load(reinterpret_cast<const float4*>(static_cast<const float*>(a.beta_v) + column));
+      const float4 w =
+          rr_load(reinterpret_cast<const float4*>(static_cast<const float*>(a.gamma_v) + column));
+      const float4 b =
+          rr_load(reinterpret_cast<const float4*>(static_cast<const float*>(a.beta_v) + column));
       rr_store(reinterpret_cast<float4*>(to + column),
                rr_float4(out[i].x * factor * w.x + b.x, out[i].y * factor * w.y + b.y,
                          out[i].z * factor * w.z + b.z, out[i].w * factor * w.w + b.w));
@@ -621,8 +625,8 @@ struct SingleForward {
       const float z = rr_load_shared(z_v + row * ROW + channel);
 #pragma unroll
       for (int i = 0; i < SUM_WORDS; i += 4) {
-        const float4 w = rr_load_shared(
-            reinterpret_cast<const float4*>(weights + row * WORDS + first_word + i));
+        const float4 w =
+            rr_load_shared(reinterpret_cast<const float4*>(weights + row * WORDS + first_word + i));
         sums[i] += w.x * z;
         sums[i + 1] += w.y * z;
         sums[i + 2] += w.z * z;
@@ -662,15 +666,15 @@ RR_DEVICE float sum_of_warp(float x) {
 template <typename T, int C>
 RR_DEVICE void reduce(const Arguments& a, unsigned char* raw) {
   constexpr int LOADS = 16;
-  constexpr int LANES = C / 4;  // threads that read one partial, four channels each
+  constexpr int LANES = C / 4;    // threads that read one partial, four channels each
   constexpr int GROUPS = C / 32;  // warps that finish the word, a channel for each lane
   const int readers = blockDim.x / LANES, reader = threadIdx.x / LANES;
   const int column = threadIdx.x % LANES * 4, channel = threadIdx.x;
   const int word = blockIdx.x, n = blockIdx.y;
   const long long at = (static_cast<long long>(n) * a.words + word) * C + channel;
-  float* partial = reinterpret_cast<float*>(raw);                       // [readers, C]
-  float2* moments = reinterpret_cast<float2*>(partial + readers * C);   // [GROUPS]
-  float* masses = reinterpret_cast<float*>(moments + GROUPS);           // [readers]
+  float* partial = reinterpret_cast<float*>(raw);                      // [readers, C]
+  float2* moments = reinterpret_cast<float2*>(partial + readers * C);  // [GROUPS]
+  float* masses = reinterpret_cast<float*>(moments + GROUPS);          // [readers]
   float z = 0.0f, weight = 0.0f, bias = 0.0f;
   if (channel < C) {  // inputs, which no kernel of this launch writes: before the wait
     z = read_number(static_cast<const T*>(a.z_l) + at);
@@ -727,22 +731,22 @@ RR_DEVICE void reduce(const Arguments& a, unsigned char* raw) {
 // ------------------------------------------------------------------------- entry points
 // forward_<type>_c<C>_w<WORDS>_p<PIXELS> and reduce_<type>_c<C>; launch.py knows the same table.
 
-#define HALF_FORWARD(C, WORDS, PIXELS, BLOCKS)                                        \
+#define HALF_FORWARD(C, WORDS, PIXELS, BLOCKS)                                                 \
   RR_KERNEL(256, BLOCKS) forward_f16_c##C##_w##WORDS##_p##PIXELS(RR_PARAMETER(Arguments, a)) { \
-    RR_SHARED(raw);                                                                   \
-    Forward<C, WORDS, PIXELS>(a, *reinterpret_cast<Tile<C, WORDS, PIXELS>*>(raw)).run(); \
+    RR_SHARED(raw);                                                                            \
+    Forward<C, WORDS, PIXELS>(a, *reinterpret_cast<Tile<C, WORDS, PIXELS>*>(raw)).run();       \
   }
 
-#define SINGLE_FORWARD(C, WORDS)                                              \
+#define SINGLE_FORWARD(C, WORDS)                                                    \
   RR_KERNEL(256, 1) forward_f32_c##C##_w##WORDS##_p32(RR_PARAMETER(Arguments, a)) { \
-    RR_SHARED(raw);                                                           \
-    SingleForward<C, WORDS>(a, raw).run();                                    \
+    RR_SHARED(raw);                                                                 \
+    SingleForward<C, WORDS>(a, raw).run();                                          \
   }
 
-#define REDUCE(NAME, TYPE, C)                                       \
+#define REDUCE(NAME, TYPE, C)                                          \
   RR_KERNEL(512, 2) reduce_##NAME##_c##C(RR_PARAMETER(Arguments, a)) { \
-    RR_SHARED(raw);                                                 \
-    reduce<TYPE, C>(a, raw);                                        \
+    RR_SHARED(raw);                                                    \
+    reduce<TYPE, C>(a, raw);                                           \
   }
 
 HALF_FORWARD(128, 32, 32, 2)

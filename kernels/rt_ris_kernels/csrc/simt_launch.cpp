@@ -73,7 +73,8 @@ bool run_block(simt::Block& block) {
         const simt::Fiber& fiber = *block.fibers[warp * 32 + lane];
         if (!fiber.done && !fiber.waits) {
           block.running = block.fibers[warp * 32 + lane].get();
-          block.problem = "threads wait for each other: not all lanes reach an operation of their warp";
+          block.problem =
+              "threads wait for each other: not all lanes reach an operation of their warp";
           return false;
         }
         finished = finished && fiber.done;
@@ -102,7 +103,8 @@ extern "C" int simt_launch(void* kernel, const void* arguments, int grid_x, int 
   std::vector<simt::Buffer> buffers;
   for (int i = 0; i < buffer_count; i++)
     buffers.push_back({static_cast<unsigned char*>(begins[i]), static_cast<size_t>(bytes[i]),
-                       writable[i] != 0, std::vector<unsigned char>(writable[i] ? bytes[i] / 2 : 0)});
+                       writable[i] != 0,
+                       std::vector<unsigned char>(writable[i] ? bytes[i] / 2 : 0)});
   simt::Block block;
   simt::block_pointer() = &block;
   block.buffers = &buffers;

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 OPERATOR = "rt_ris::MaskedMutualAttention"
+FUSED = "masked_mutual_attention"
+"""The CUDA kernel as a PyTorch operator, where something has registered it (rt_ris_kernels)."""
 MASKED = -1e4
 """A score that softmax turns into zero; finite, so that half precision stays clean."""
 
@@ -63,6 +65,17 @@ def masked_mutual_attention(
     """
     if torch.onnx.is_in_onnx_export():
         return _as_node((z_v, z_l, word_mask, *norms), settings)
+    if z_v.is_cuda and hasattr(torch.ops.rt_ris, FUSED):
+        fused = getattr(torch.ops.rt_ris, FUSED)
+        tensors = (z_v, z_l, word_mask, *norms)
+        outputs: tuple[Tensor, Tensor] = fused(
+            *(tensor.float() for tensor in tensors),
+            settings.threshold,
+            settings.scale,
+            settings.epsilon,
+            int(settings.normalize),
+        )
+        return outputs
     with _single_precision(z_v.device.type):
         # A hard test follows, so the scores and the sums over pixels stay in single precision.
         z_v, z_l = z_v.float(), z_l.float()
