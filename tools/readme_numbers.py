@@ -1,22 +1,21 @@
-"""Write the README's numbers from ``bench/results/maris-lite.json``; ``--check`` only compares."""
+"""Write the numbers of the READMEs from ``bench/results``; ``--check`` only compares."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-RESULT = ROOT / "bench" / "results" / "maris-lite.json"
-BEGIN = "<!-- numbers: bench/results/maris-lite.json, written by tools/readme_numbers.py -->\n"
+RESULTS = ROOT / "bench" / "results"
 END = "<!-- /numbers -->"
 
 
-def numbers(result: dict[str, Any]) -> str:
-    """The part of the README between its two marks."""
+def maris_lite(result: dict[str, Any]) -> str:
+    """What the shipped checkpoint finds and how long it takes."""
     masks, times = result["masks"], result["time"]
     whole, other = masks["bundle"], masks["bundle_sentences_on_other_pictures"]
     some, trained = masks["bundle_compared"], masks["pytorch_compared"]
@@ -51,18 +50,68 @@ def _row(measures: dict[str, Any]) -> str:
     return " | ".join(f"{measures[name]:.2f}" for name in names)
 
 
+def kernels(result: dict[str, Any]) -> str:
+    """What the CUDA kernels cost, beside PyTorch and the floor."""
+    gpu = result["gpu"]
+    rows = [_kernel_row(row) for row in result["times"]]
+    errors = [row for row in result["checks"] if "float16" in row["case"]]
+    single = [row for row in result["checks"] if "float32" in row["case"]]
+    worst = max(max(row["f_lav"], row["f_val"]) for row in errors)
+    worst_single = max(max(row["f_lav"], row["f_val"]) for row in single)
+    targets = "\n".join(
+        f"| {row['what']} | {'at least ' if 'faster' in row['what'] else 'at most '}{row['limit']:g}"
+        f" | {row['value']:g} | {'yes' if row['met'] else '**no**'} |"
+        for row in result["targets"]
+    )
+    return f"""
+{gpu["name"]}, driver and clocks {gpu["driver_and_clocks"]}, PyTorch {gpu["torch"]}, a copy moves
+{result["copy_bytes_per_s"] / 1e12:.2f} TB/s. Microseconds per call in a CUDA graph, medians,
+buffers taking turns; P = 4096 pixels. The floor is the least bytes over the copy's bandwidth.
+
+| call | floor | ours | eager | torch.compile | with SDPA |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Worst relative error against float64 over {len(errors)} cases: {worst:.1e} in float16 (limit
+{errors[0]["limit"]:g}); over {len(single)} cases {worst_single:.1e} in float32 (limit
+{single[0]["limit"]:g}).
+
+| target | | measured | met |
+|---|---|---|---|
+{targets}
+"""
+
+
+def _kernel_row(row: dict[str, Any]) -> str:
+    times = (row[name]["graph_us"]["median"] for name in ("kernel", "eager", "compiled", "sdpa"))
+    name = row["case"].split(" mean=")[0].replace(" P=4096", "")
+    return f"| {name} | {row['floor_us']:.1f} | {' | '.join(f'{each:.1f}' for each in times)} |"
+
+
+PARTS: tuple[tuple[Path, str, Callable[[dict[str, Any]], str]], ...] = (
+    (ROOT / "README.md", "maris-lite.json", maris_lite),
+    (ROOT / "kernels" / "README.md", "kernels-h200.json", kernels),
+)
+
+
+def filled(page: Path, result: str, write: Callable[[dict[str, Any]], str]) -> str:
+    """The page with its numbers written anew."""
+    begin = f"<!-- numbers: bench/results/{result}, written by tools/readme_numbers.py -->\n"
+    head, rest = page.read_text("utf-8").split(begin)
+    numbers = write(json.loads((RESULTS / result).read_text("utf-8")))
+    return head + begin + numbers + END + rest.split(END, 1)[1]
+
+
 def main() -> int:
-    """Write the README, or with --check return 1 where it differs from the JSON."""
+    """Write the pages, or with --check return 1 where one differs from its JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    text = README.read_text("utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    wanted = head + BEGIN + numbers(json.loads(RESULT.read_text("utf-8"))) + END + tail
+    pages = {page: filled(page, result, write) for page, result, write in PARTS}
     if args.check:
-        return int(wanted != text)
-    README.write_text(wanted, encoding="utf-8")
+        return int(any(page.read_text("utf-8") != text for page, text in pages.items()))
+    for page, text in pages.items():
+        page.write_text(text, encoding="utf-8")
     return 0
 
 

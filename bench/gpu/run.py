@@ -111,6 +111,10 @@ def on_gpu(*, quick: bool) -> dict[str, Any]:
     with torch.no_grad():
         cases = timing.TIMED[:1] if quick else timing.TIMED
         result["times"] = [timing.time_case(case, launcher, bandwidth=bandwidth) for case in cases]
+        if not quick:
+            import phases
+
+            result["phases"] = phases.measure(launcher.capability)
     result["tensorrt_rtx"] = _ask_rtx()
     result["targets"] = targets(result["times"])
     return result

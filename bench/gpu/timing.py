@@ -76,7 +76,7 @@ def kernel_calls(case: Case, launcher: MaskedMutualAttentionLauncher) -> list[Ca
         channels=case.channels,
         dtype=case.dtype,
     )
-    for inputs in _buffers(case):
+    for inputs in buffers(case):
         f_lav = torch.empty_like(inputs[0].expand(case.expressions, -1, -1).contiguous())
         f_val = torch.empty_like(inputs[1])
         room = torch.empty(plan.workspace_bytes // 4, device="cuda")
@@ -97,7 +97,7 @@ def torch_calls(case: Case, body: Callable[..., object]) -> list[Call]:
     """The same for a function of the operator's inputs."""
     return [
         (lambda inputs=inputs: body(*inputs, *case.attributes.values()))  # type: ignore[misc]
-        for inputs in _buffers(case)
+        for inputs in buffers(case)
     ]
 
 
@@ -178,7 +178,8 @@ def time_case(
     return row
 
 
-def _buffers(case: Case) -> list[list[Tensor]]:
+def buffers(case: Case) -> list[list[Tensor]]:
+    """Sets of inputs that take turns, so that none is in the cache when its turn comes."""
     arrays, _ = draw(case)
     first = [torch.from_numpy(array).cuda() for array in arrays]
     per_set = least_bytes(case)

@@ -22,6 +22,7 @@ _THREADS = 256
 _WARPS = _THREADS // 32
 _HALF_ROW_PAD = 8
 _SINGLE_ROW_PAD = 4
+_MOST_STAGED = 80 * 128
 _PIXELS = 32
 _PARTIALS_PER_THREAD = 16
 _MOST_REDUCING_THREADS = 512
@@ -141,7 +142,9 @@ def workspace_bound(*, expressions: int, words: int, channels: int) -> int:
 
 def _forward_bytes(channels: int, capacity: int, dtype: str, *, buffers: int) -> int:
     if dtype == "float32":
-        return _PIXELS * (channels + _SINGLE_ROW_PAD) * 4 + _PIXELS * capacity * 4
+        row = channels + _SINGLE_ROW_PAD
+        staged = capacity * row if capacity * channels <= _MOST_STAGED else 0
+        return (_PIXELS * row + _PIXELS * capacity + staged) * 4
     row = channels + _HALF_ROW_PAD
     groups = _WARPS // (_PIXELS // 16)  # warps that share a row of pixels
     slices = groups if capacity == WORD_CAPACITIES[0] else 1

@@ -132,15 +132,20 @@ class MaskedMutualAttentionLauncher:
             words=sizes["words"],
             attributes={**MASKED_MUTUAL_ATTENTION.attributes, **(attributes or {})},
         )
-        address = ctypes.addressof(arguments)
         for launch, dependent in ((plan.forward, False), (plan.reduce, True)):
-            self._driver.launch(
-                self._kernel(launch),
-                launch,
-                arguments=address,
-                stream=stream,
-                dependent=dependent and self.capability >= _PROGRAMMATIC_LAUNCH,
+            self.put(
+                launch, arguments=ctypes.addressof(arguments), stream=stream, dependent=dependent
             )
+
+    def put(self, launch: Launch, *, arguments: int, stream: int, dependent: bool) -> None:
+        """One kernel on a stream; ``arguments`` is the address of its ``Arguments``."""
+        self._driver.launch(
+            self._kernel(launch),
+            launch,
+            arguments=arguments,
+            stream=stream,
+            dependent=dependent and self.capability >= _PROGRAMMATIC_LAUNCH,
+        )
 
     def _kernel(self, launch: Launch) -> object:
         known = self._kernels.get(launch.kernel)

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def use_kernels() -> None:
-    """Register our CUDA kernels with PyTorch, where they can be launched; processors ignore them."""
+    """Register our CUDA kernels with PyTorch, where they can be launched."""
     if importlib.util.find_spec("cuda") is not None:
         importlib.import_module("rt_ris_kernels.torch_op")
 

@@ -485,10 +485,13 @@ struct SingleForward {
   static constexpr int QUADS = C / 32;         // channels of a lane, in fours
   static constexpr int HALVES = THREADS / C;   // threads that share a channel of A^T z_v
   static constexpr int SUM_WORDS = WORDS / HALVES;
+  static constexpr bool STAGED = WORDS * C <= 80 * 128;  // the words fit in shared memory
 
   const Arguments& a;
-  float* const z_v;      // [PIXELS, ROW] in shared memory
-  float* const weights;  // [PIXELS, WORDS]
+  float* const z_v;            // [PIXELS, ROW] in shared memory
+  float* const weights;        // [PIXELS, WORDS]
+  float* const z_l;            // [WORDS, ROW], where staged
+  const float* const z_l_far;  // [L, C] in global memory
   const int pixel, part, channel, first_word;
   float sums[SUM_WORDS];
   float mass;
@@ -497,6 +500,9 @@ struct SingleForward {
       : a(arguments),
         z_v(reinterpret_cast<float*>(shared)),
         weights(z_v + PIXELS * ROW),
+        z_l(weights + PIXELS * WORDS),
+        z_l_far(static_cast<const float*>(a.z_l) +
+                static_cast<long long>(blockIdx.y) * a.words * C),
         pixel(threadIdx.x / 8),
         part(threadIdx.x % 8),
         channel(threadIdx.x % C),
@@ -511,6 +517,7 @@ struct SingleForward {
     const float* from = static_cast<const float*>(a.z_v) + n * a.z_v_step;
     const Tiles tiles = tiles_of_block(a);
     rr_release_dependents();
+    if (STAGED) copy_words();
     for (int tile = tiles.first; tile < tiles.last; tile++) {
       copy_tile(from, tile * PIXELS);
       rr_barrier();
@@ -521,6 +528,20 @@ struct SingleForward {
       rr_barrier();
     }
     write_sums(n);
+  }
+
+  RR_DEVICE void copy_words() {
+    for (int i = threadIdx.x; i < WORDS * (C / 4); i += THREADS) {
+      const int word = i / (C / 4), column = i % (C / 4) * 4;
+      const bool present = word < a.words;
+      rr_copy_async(z_l + word * ROW + column, z_l_far + (present ? word : 0) * C + column,
+                    present);
+    }
+  }
+
+  RR_DEVICE float4 word_at(int word, int column) const {
+    if (STAGED) return rr_load_shared(reinterpret_cast<const float4*>(z_l + word * ROW + column));
+    return rr_load(reinterpret_cast<const float4*>(z_l_far + word * C + column));
   }
 
   RR_DEVICE void copy_tile(const float* from, int first_pixel) {
@@ -535,7 +556,6 @@ struct SingleForward {
   }
 
   RR_DEVICE void attend(int n, int first_pixel) {
-    const float* z_l = static_cast<const float*>(a.z_l) + static_cast<long long>(n) * a.words * C;
     const float* mask =
         static_cast<const float*>(a.word_mask) + static_cast<long long>(n) * a.words;
     const float none = rr_negative_infinity();
@@ -548,8 +568,7 @@ struct SingleForward {
 #pragma unroll
       for (int i = 0; i < OWN_WORDS; i++) {
         const int word = part + 8 * i;
-        if (word < a.words)
-          s[i] = dot(z, rr_load(reinterpret_cast<const float4*>(z_l + word * C + c)), s[i]);
+        if (STAGED || word < a.words) s[i] = dot(z, word_at(word, c), s[i]);
       }
     }
 #pragma unroll
@@ -574,7 +593,6 @@ struct SingleForward {
   }
 
   RR_DEVICE void write_pixel(int n, int first_pixel) {
-    const float* z_l = static_cast<const float*>(a.z_l) + static_cast<long long>(n) * a.words * C;
     float4 out[QUADS];
 #pragma unroll
     for (int i = 0; i < QUADS; i++)
@@ -585,8 +603,7 @@ struct SingleForward {
       const float weight = rr_load_shared(weights + pixel * WORDS + word);
 #pragma unroll
       for (int i = 0; i < QUADS; i++) {
-        const float4 z =
-            rr_load(reinterpret_cast<const float4*>(z_l + word * C + part * 4 + 32 * i));
+        const float4 z = word_at(word, part * 4 + 32 * i);
         out[i].x += weight * z.x;
         out[i].y += weight * z.y;
         out[i].z += weight * z.z;
