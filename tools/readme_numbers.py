@@ -51,7 +51,7 @@ def _row(measures: dict[str, Any]) -> str:
 
 
 def kernels(result: dict[str, Any]) -> str:
-    """What the CUDA kernels cost, beside PyTorch and the floor."""
+    """What the CUDA kernels cost, beside PyTorch and the floor, and where it goes."""
     gpu = result["gpu"]
     rows = [_kernel_row(row) for row in result["times"]]
     errors = [row for row in result["checks"] if "float16" in row["case"]]
@@ -59,7 +59,7 @@ def kernels(result: dict[str, Any]) -> str:
     worst = max(max(row["f_lav"], row["f_val"]) for row in errors)
     worst_single = max(max(row["f_lav"], row["f_val"]) for row in single)
     targets = "\n".join(
-        f"| {row['what']} | {'at least ' if 'faster' in row['what'] else 'at most '}{row['limit']:g}"
+        f"| {row['what']} | {'at least' if 'faster' in row['what'] else 'at most'} {row['limit']:g}"
         f" | {row['value']:g} | {'yes' if row['met'] else '**no**'} |"
         for row in result["targets"]
     )
@@ -79,7 +79,35 @@ Worst relative error against float64 over {len(errors)} cases: {worst:.1e} in fl
 | target | | measured | met |
 |---|---|---|---|
 {targets}
+
+Where the time goes, microseconds in a graph; the first kernel is cut short after each phase:
+
+| the first kernel until … | N=1 | N=16 |
+|---|---|---|
+{_phases(result["phases"])}
+
+With sixteen expressions the first kernel keeps shared memory
+{_counter(result, SHARED_MEMORY)} % busy and issues in {_counter(result, ISSUE_SLOTS)} % of the slots, with {_counter(result, WARPS)} % of a
+multiprocessor's warps resident (`ncu`).
 """
+
+
+SHARED_MEMORY = "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum.pct_of_peak_sustained_elapsed [%]"
+ISSUE_SLOTS = "smsp__issue_active.avg.pct_of_peak_sustained_active [%]"
+WARPS = "sm__warps_active.avg.pct_of_peak_sustained_active [%]"
+
+
+def _counter(result: dict[str, Any], name: str) -> str:
+    rows = result["counters"]
+    many = next(row for row in rows if "forward" in row["kernel"] and "16, 16" in row["grid"])
+    return f"{float(many[name]):.0f}"
+
+
+def _phases(phases: dict[str, dict[str, dict[str, float]]]) -> str:
+    one, many = phases.values()
+    return "\n".join(
+        f"| {name} | {one[name]['median']:.1f} | {many[name]['median']:.1f} |" for name in one
+    )
 
 
 def _kernel_row(row: dict[str, Any]) -> str:

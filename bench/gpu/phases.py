@@ -1,7 +1,7 @@
 """Where the time of a call goes: the first kernel cut short after each of its phases.
 
-Each cut is the shipped source with a line planted, compiled here with nvcc. What a cut leaves out is
-not written, so only its time means something. Differences of neighbours are what a phase adds.
+Each cut is the shipped source with a line planted, compiled here with nvcc. What a cut leaves out
+is not written, so only its time means something. Differences of neighbours are what a phase adds.
 """
 
 from __future__ import annotations
