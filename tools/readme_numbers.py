@@ -86,9 +86,9 @@ Where the time goes, microseconds in a graph; the first kernel is cut short afte
 |---|---|---|
 {_phases(result["phases"])}
 
-With sixteen expressions the first kernel keeps shared memory
-{_counter(result, SHARED_MEMORY)} % busy and issues in {_counter(result, ISSUE_SLOTS)} % of the slots, with {_counter(result, WARPS)} % of a
-multiprocessor's warps resident (`ncu`).
+`ncu`, the first kernel with sixteen expressions: shared memory {_counter(result, SHARED_MEMORY)} %
+busy, an instruction issued in {_counter(result, ISSUE_SLOTS)} % of the slots,
+{_counter(result, WARPS)} % of a multiprocessor's warps resident.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,17 @@ class Case:
             f"{self.dtype} N={self.expressions} {kind} P={self.pixels} L={self.words} "
             f"C={self.channels} mean={self.mean:g} normalize={self.normalize} seed={self.seed}"
         )
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """As a launcher's ``geometry`` takes them."""
+        return {
+            "expressions": self.expressions,
+            "pixels": self.pixels,
+            "words": self.words,
+            "channels": self.channels,
+            "dtype": self.dtype,
+        }
 
     @property
     def attributes(self) -> dict[str, float | int]:

@@ -58,8 +58,7 @@ class Memory:
 def call(launcher: MaskedMutualAttentionLauncher, case: Case) -> list[np.ndarray]:
     """One checked call; outputs and workspace are poisoned."""
     arrays, _ = draw(case)
-    sizes = {"expressions": case.expressions, "pixels": case.pixels, "words": case.words}
-    plan = launcher.geometry(**sizes, channels=case.channels, dtype=case.dtype)
+    plan = launcher.geometry(**case.sizes)
     shapes = [(case.expressions, case.pixels, case.channels), arrays[1].shape]
     outputs = [Memory(np.full(shape, np.nan, case.dtype)) for shape in shapes]
     workspace = Memory(np.full(plan.workspace_bytes // 4, np.nan, np.float32))

@@ -75,13 +75,7 @@ def _compile(folder: Path, capability: int) -> dict[str, MaskedMutualAttentionLa
 def _calls(
     case: Case, launcher: MaskedMutualAttentionLauncher, *, kernels: tuple[int, ...]
 ) -> list[Callable[[], object]]:
-    plan = launcher.geometry(
-        expressions=case.expressions,
-        pixels=case.pixels,
-        words=case.words,
-        channels=case.channels,
-        dtype=case.dtype,
-    )
+    plan = launcher.geometry(**case.sizes)
     launches = [(plan.forward, False), (plan.reduce, len(kernels) == 2)]
     calls: list[Callable[[], object]] = []
     for inputs in timing.buffers(case):

@@ -73,17 +73,12 @@ def on_gpu(*, quick: bool) -> dict[str, Any]:
 
     def run(arrays: Any, case: Case) -> Any:
         tensors = [torch.from_numpy(array).cuda() for array in arrays]
-        expressions, words, channels = arrays[1].shape
-        plan = launcher.geometry(
-            expressions=expressions,
-            pixels=case.pixels,
-            words=words,
-            channels=channels,
-            dtype=case.dtype,
-        )
+        plan = launcher.geometry(**case.sizes)
         outputs = [
-            torch.full((expressions, size, channels), torch.nan, device="cuda").to(tensors[0].dtype)
-            for size in (case.pixels, words)
+            torch.full((case.expressions, size, case.channels), torch.nan, device="cuda").to(
+                tensors[0].dtype
+            )
+            for size in (case.pixels, case.words)
         ]
         room = torch.full((plan.workspace_bytes // 4,), torch.nan, device="cuda")
         stream = torch.cuda.current_stream().cuda_stream

@@ -69,13 +69,7 @@ def least_bytes(case: Case) -> int:
 def kernel_calls(case: Case, launcher: MaskedMutualAttentionLauncher) -> list[Call]:
     """One call for each set of buffers; they use PyTorch's current stream."""
     calls: list[Call] = []
-    plan = launcher.geometry(
-        expressions=case.expressions,
-        pixels=case.pixels,
-        words=case.words,
-        channels=case.channels,
-        dtype=case.dtype,
-    )
+    plan = launcher.geometry(**case.sizes)
     for inputs in buffers(case):
         f_lav = torch.empty_like(inputs[0].expand(case.expressions, -1, -1).contiguous())
         f_val = torch.empty_like(inputs[1])
