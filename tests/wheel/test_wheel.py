@@ -38,6 +38,9 @@ def test_what_must_travel_is_inside() -> None:
         "rt_ris_train/checkpoints/maris-lite.safetensors",
         "rt_ris_train/recipes/maris-lite.toml",
         "rt_ris_export/gate/gate.json",
+        "rt_ris_kernels/binaries/masked_mutual_attention.fatbin",
+        "rt_ris_kernels/binaries/masked_mutual_attention.json",
+        "rt_ris_kernels/csrc/masked_mutual_attention.cu",
     ):
         assert wanted in names, wanted
 
