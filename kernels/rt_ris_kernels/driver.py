@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +20,9 @@ class Driver(Protocol):
 
     def multiprocessors(self, device: int) -> int:
         """Of a device."""
+
+    def current_device(self) -> int:
+        """The device of the calling thread's context; 0 where it has none."""
 
     def device_of_pointer(self, pointer: int, *, name: str) -> int:
         """The device whose memory a pointer is in; ``name`` is for messages."""
@@ -98,17 +103,24 @@ class CudaDriver:
         finally:
             self._check(self._cuda.cuCtxPopCurrent(), "cuCtxPopCurrent")
 
+    def current_device(self) -> int:
+        """See ``Driver``."""
+        status, device = self._cuda.cuCtxGetDevice()
+        return int(device) if status == self._cuda.CUresult.CUDA_SUCCESS else 0
+
     def load(self, code: bytes, *, device: int) -> object:
         """See ``Driver``."""
-        self._make_current(device)
-        loaded = self._cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0)
+        with self._on(device):
+            loaded = self._cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0)
         return self._check(loaded, "cuLibraryLoadData")
 
     def kernel(self, library: object, name: str, *, device: int, shared_bytes: int) -> object:
         """See ``Driver``."""
         found = self._check(self._cuda.cuLibraryGetKernel(library, name.encode()), name)
         attribute = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self._check(self._cuda.cuKernelSetAttribute(attribute, shared_bytes, found, device), name)
+        with self._on(device):
+            done = self._cuda.cuKernelSetAttribute(attribute, shared_bytes, found, device)
+        self._check(done, name)
         return found
 
     def launch(
@@ -142,11 +154,17 @@ class CudaDriver:
             config.numAttrs = 1
         return config
 
-    def _make_current(self, device: int) -> None:
+    @contextmanager
+    def _on(self, device: int) -> Iterator[None]:
+        """With a device's context current; the caller's is current again afterwards."""
         if device not in self._contexts:
             retained = self._cuda.cuDevicePrimaryCtxRetain(device)
             self._contexts[device] = self._check(retained, "cuDevicePrimaryCtxRetain")
-        self._check(self._cuda.cuCtxSetCurrent(self._contexts[device]), "cuCtxSetCurrent")
+        self._check(self._cuda.cuCtxPushCurrent(self._contexts[device]), "cuCtxPushCurrent")
+        try:
+            yield
+        finally:
+            self._check(self._cuda.cuCtxPopCurrent(), "cuCtxPopCurrent")
 
     def _attribute(self, name: object, device: int) -> int:
         return int(self._check(self._cuda.cuDeviceGetAttribute(name, device), "device attribute"))

@@ -23,7 +23,7 @@ class MaskedMutualAttentionLauncher:
     """The compiled kernels on one GPU; may be shared by threads that use different streams.
 
     Args:
-        device: ordinal of the GPU.
+        device: ordinal of the GPU; None is that of the calling thread's CUDA context.
         driver: the CUDA driver, or a stand-in.
         binary: the compiled kernels; those of the package by default.
 
@@ -36,10 +36,14 @@ class MaskedMutualAttentionLauncher:
     """
 
     def __init__(
-        self, device: int = 0, *, driver: Driver | None = None, binary: Binary | None = None
+        self,
+        device: int | None = None,
+        *,
+        driver: Driver | None = None,
+        binary: Binary | None = None,
     ) -> None:
-        self.device = device
         self._driver = driver or CudaDriver()
+        self.device = device = self._driver.current_device() if device is None else device
         self.capability = self._driver.compute_capability(device)
         if self.capability < LEAST_CAPABILITY:
             raise TargetMismatchError(
@@ -88,7 +92,8 @@ class MaskedMutualAttentionLauncher:
             outputs: f_lav and f_val, of the same type; overwritten.
             workspace: float32 GPU memory of at least ``geometry(...).workspace_bytes``; not to be
                 used by another stream before this call has ended.
-            stream: CUDA stream handle of this launcher's GPU; 0 is the default stream.
+            stream: CUDA stream handle of this launcher's GPU; 0 is the default stream of the
+                current context. Inputs must be ready on it: nothing here waits for their makers.
             attributes: threshold, scale, epsilon, normalize; the operator's defaults otherwise.
 
         Raises:

@@ -78,6 +78,20 @@ def masked_mutual_attention(
     inputs = (z_v, z_l, word_mask, gamma_v, beta_v, gamma_l, beta_l)
     if not has_kernel(z_v, z_l):
         return eager(*inputs, threshold, scale, epsilon, normalize)
+    attributes = {
+        "threshold": threshold,
+        "scale": scale,
+        "epsilon": epsilon,
+        "normalize": normalize,
+    }
+    with torch.cuda.device(z_v.device):
+        return _launched(inputs, attributes)
+
+
+def _launched(
+    inputs: tuple[Tensor, ...], attributes: dict[str, float | int]
+) -> tuple[Tensor, Tensor]:
+    z_v, z_l = inputs[:2]
     f_lav = z_l.new_empty(z_l.shape[0], z_v.shape[1], z_v.shape[2])
     f_val = torch.empty_like(z_l, memory_format=torch.contiguous_format)
     launcher = _launcher(z_v.device.index or 0)
@@ -94,12 +108,7 @@ def masked_mutual_attention(
         [_described(f_lav), _described(f_val)],
         workspace=_described(torch.empty(plan.workspace_bytes // 4, device=z_v.device)),
         stream=torch.cuda.current_stream(z_v.device).cuda_stream,
-        attributes={
-            "threshold": threshold,
-            "scale": scale,
-            "epsilon": epsilon,
-            "normalize": normalize,
-        },
+        attributes=attributes,
     )
     return f_lav, f_val
 
@@ -145,7 +154,9 @@ masked_mutual_attention.register_autograd(_backward, setup_context=_remember)
 def _described(tensor: Tensor) -> DeviceArray:
     """Without the interfaces for foreign arrays, which take longer than the kernels."""
     return DeviceArray(
-        pointer=tensor.data_ptr(), shape=tuple(tensor.shape), dtype=_DTYPES[tensor.dtype]
+        pointer=tensor.data_ptr(),
+        shape=tuple(tensor.shape),
+        dtype=_DTYPES.get(tensor.dtype, str(tensor.dtype)),
     )
 
 

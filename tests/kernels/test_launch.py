@@ -49,6 +49,9 @@ class Recorder:
     def multiprocessors(self, device: int) -> int:
         return 132
 
+    def current_device(self) -> int:
+        return self.device_of
+
     def device_of_pointer(self, pointer: int, *, name: str) -> int:
         return self.device_of
 
@@ -158,13 +161,19 @@ def test_a_wrong_array_is_named_before_anything_is_launched(
     assert not driver.launched
 
 
+def test_the_launcher_is_of_the_current_gpu_unless_another_is_named() -> None:
+    driver = Recorder(device_of=3, stream_device=3)
+    assert MaskedMutualAttentionLauncher(driver=driver).device == 3
+    assert MaskedMutualAttentionLauncher(0, driver=driver).device == 0
+
+
 def test_memory_and_streams_of_another_gpu_are_refused() -> None:
     for driver, sentence in (
         (Recorder(device_of=1), "'z_v' is on GPU 1; this launcher is of 0"),
         (Recorder(stream_device=1), "Stream 0x7 belongs to GPU 1"),
     ):
         with pytest.raises(ShapeError, match=sentence):
-            call(MaskedMutualAttentionLauncher(driver=driver))
+            call(MaskedMutualAttentionLauncher(0, driver=driver))
         assert not driver.launched
 
 
