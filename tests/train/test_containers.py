@@ -149,6 +149,14 @@ def test_half_a_download_is_refused(tmp_path: Path, form: dict[str, Any], share:
         tensors(path)
 
 
+def test_half_an_archive_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(3)}, path)
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(CheckpointError, match=r"end is missing: half a download\?"):
+        tensors(path)
+
+
 def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"weight": torch.tensor([1.0, float("nan")])}, path)

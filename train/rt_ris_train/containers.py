@@ -141,6 +141,8 @@ def read_tree(path: Path) -> object:
             return _read_safetensors(path)
         if zipfile.is_zipfile(path):
             return _read_zip(path)
+        if _first_bytes(path, 4) == b"PK\x03\x04":
+            raise ValueError("an archive whose end is missing: half a download?")
         return _read_legacy(path)
     except CheckpointError:
         raise
@@ -149,6 +151,11 @@ def read_tree(path: Path) -> object:
         raise CheckpointError(
             f"'{path}' cannot be read as plain tensors ({reason}).{_looks_like(path)} {_ACCEPTED}"
         ) from error
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def tensors_of(tree: object, path: Path, containers: Sequence[str] = ()) -> dict[str, Any]:
