@@ -55,6 +55,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="smaller masks count as 'no such thing' (50 in gRefCOCO's practice) [0]",
     )
     parser.add_argument(
+        "--strict-precision",
+        action="store_true",
+        help="Pr@X counts IoU above X, as ETRIS and PhraseCut do, not X itself",
+    )
+    parser.add_argument(
         "--baselines",
         action="store_true",
         help="also measure masks that neither look nor read, chosen on split train",
@@ -78,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             field=predictor.tokenizer.spec.field,
             input_side=_input_side(predictor) if args.space == "input" else None,
             empty_below=args.empty_below,
+            strict_precision=args.strict_precision,
         )
         began = time.process_time()
         counted = _counted(predictor, dataset, options)

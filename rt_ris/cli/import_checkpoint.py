@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rt_ris.cli.options import add_json, print_json, shown
+from rt_ris.cli.options import add_json, add_tokens, print_json, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from rt_ris_train.importing import Import
     from rt_ris_train.official import Imported
 
 
@@ -33,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a published file; repeatable. Its label is told by the names in it",
     )
     parser.add_argument("--tokenizer", type=Path, help="published vocabulary, such as beit3.spm")
+    add_tokens(parser)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     add_json(parser)
@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
             variant=args.variant,
             files=tuple(_labelled(text) for text in args.files),
             tokenizer=args.tokenizer,
+            tokens=args.tokens,
             out=args.out,
             overwrite=args.overwrite,
         )
     )
     if args.json:
-        print_json({"checkpoint": shown(args.out), "files": [_data(file) for file in imported]})
+        data = {"checkpoint": shown(args.out), "tokens": imported.tokens}
+        print_json({**data, "files": [_data(file) for file in imported.files]})
     else:
         print("\n".join([*_lines(imported), f"{args.out}"]))
     return 0
@@ -82,14 +84,16 @@ def _data(file: Imported) -> dict[str, object]:
     }
 
 
-def _lines(imported: Sequence[Imported]) -> list[str]:
+def _lines(imported: Import) -> list[str]:
     lines = []
-    for file in imported:
+    for file in imported.files:
         lines.append(f"{file.label}: {file.taken} tensors taken (sha256 {file.sha256[:12]})")
         lines += [
             f"  dropped {count:>4}  {pattern:<32} {file.reasons[pattern]}"
             for pattern, count in file.dropped.items()
         ]
-    if not any(file.whole for file in imported):
+    other = "; weights trained with another length need --tokens" if imported.any_length else ""
+    lines.append(f"Sentences have {imported.tokens} tokens, on which results depend{other}.")
+    if not any(file.whole for file in imported.files):
         lines.append("The head keeps seeded random weights: train it before anything else.")
     return lines

@@ -35,6 +35,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tokens(parser: argparse.ArgumentParser) -> None:
+    """The option --tokens, which verbs that decide how long sentences are share."""
+    parser.add_argument(
+        "--tokens",
+        type=positive,
+        metavar="L",
+        help="length of sentences, special tokens included [RefCOCO's; RefCOCOg: 22 or 25]",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     value = int(text)

@@ -9,10 +9,11 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rt_ris.cli.options import add_weights, positive
+from rt_ris.cli.options import add_tokens, add_weights, positive
 
 if TYPE_CHECKING:
     from rt_ris_train.loop import Report
@@ -22,7 +23,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the verb and its options."""
     parser = subparsers.add_parser("train", help="train an architecture on RefCOCO-format data")
     parser.add_argument("--recipe", default="maris-lite", help="shipped recipe or a TOML file")
-    parser.add_argument("--data", type=Path, required=True, help="folder in RefCOCO's format")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder in RefCOCO's or PhraseCut's format; repeat it to train on several as one",
+    )
+    parser.add_argument(
+        "--split-by",
+        action="append",
+        default=[],
+        help="who made the split, where a folder has several: one for all, or one for each --data",
+    )
+    parser.add_argument("--split", default="train", help="split to train on [train]")
+    val = parser.add_mutually_exclusive_group()
+    val.add_argument("--val-split", default="val", help="split to validate on [val]")
+    val.add_argument(
+        "--hold-out",
+        type=float,
+        metavar="SHARE",
+        help="validate on this share of the training pictures, which are then not trained on",
+    )
+    add_tokens(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumes in it")
     parser.add_argument("--cache", type=Path, help="folder of stored features [OUT/features]")
     parser.add_argument("--init", type=Path, help="checkpoint to begin from, such as an import's")
@@ -34,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Train to the end of the recipe."""
     from rt_ris_train.curve import draw_curve
+    from rt_ris_train.data import open_training
     from rt_ris_train.loop import Trainer
     from rt_ris_train.official import named_files
     from rt_ris_train.parallel import rank, together
@@ -44,11 +68,20 @@ def run(args: argparse.Namespace) -> int:
 
     use_threads(args.threads)
     recipe = read_recipe(find_recipe(args.recipe))
+    if args.tokens is not None:
+        recipe = replace(recipe, tokens=args.tokens)
+    data = open_training(
+        args.data,
+        split_by=args.split_by,
+        split=args.split,
+        val_split=args.val_split,
+        hold_out=args.hold_out,
+    )
     with together():
         say, count = _lines() if rank() == 0 else (lambda _: None, lambda *_: None)
         trainer = Trainer(
             recipe,
-            data=args.data,
+            data=data,
             out=args.out,
             cache=args.cache,
             weights=named_files(args.weights),

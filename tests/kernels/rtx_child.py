@@ -6,7 +6,6 @@ unversioned name before it starts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 
@@ -59,7 +58,6 @@ def build(path: str, sm: int, log: Log) -> dict[str, object]:
         "plugin_layers": kinds.count("PLUGIN_V3"),
         "named_in_plan": NAME in data,
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
     }
 
 

@@ -198,6 +198,3 @@ def test_one_onnx_file_builds_with_the_plugin_and_without(
         assert "FP32 GEMM is not supported" in inlined.pop(0)["errors"][0]
     assert [row.get("plugin_layers") for row in inlined] == [0] * len(inlined), inlined
     assert all(row["layers"] > with_plugin[0]["layers"] for row in inlined)
-    # Of several builds in a process only the first gives the same bytes each time (seen in 1.7.1).
-    again = plans(path, library_folder, "plugin")
-    assert again[0]["sha256"] == with_plugin[0]["sha256"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -113,3 +114,29 @@ def test_the_text_is_the_one_the_network_was_trained_on(data: RefDataset) -> Non
         options = EvaluationOptions(field="raw" if field == "raw" else "sent")
         evaluate(network, data, options=options)
         assert network.asked == [text] * 2
+
+
+def test_a_thin_target_is_one_on_a_small_input_too(tmp_path: Path) -> None:
+    """One column of 80 is lost among the 20 of the input; the target is there all the same."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 20)).save(tmp_path / "images" / "0.png")
+    image = {"id": 0, "file_name": "0.png", "height": 20, "width": 80}
+    runs = {"size": [20, 80], "counts": [0, 20, 79 * 20]}
+    instances = {
+        "images": [image],
+        "annotations": [{"id": 0, "image_id": 0, "segmentation": runs}],
+    }
+    sentence = {"sent_id": 0, "sent": "the pole", "raw": "the pole"}
+    ref = {"ref_id": 0, "ann_id": 0, "image_id": 0, "split": "test", "sentences": [sentence]}
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    (tmp_path / "refs(synth).json").write_text(json.dumps([ref]))
+    dataset = RefDataset.open(tmp_path, split="test")
+    found = evaluate(LeftHalf(), dataset, options=EvaluationOptions(input_side=SIDE))
+    assert (found["targeted"], found["no_target"], found["oIoU"]) == (1, 0, 0.0)
+
+
+def test_precision_says_how_it_counts(data: RefDataset) -> None:
+    found = evaluate(LeftHalf(), data, options=EvaluationOptions(strict_precision=True))
+    assert found["precision_counts"] == "IoU > X"
+    assert found["Pr@0.5"] == 50.0
+    assert evaluate(LeftHalf(), data)["precision_counts"] == "IoU >= X"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rt_ris.cli import main
+from rt_ris.errors import CheckpointError
 from rt_ris_train.architecture import ReferringNetwork, load
-from rt_ris_train.checkpoint import load_network
-from rt_ris_train.official import expected_shapes
+from rt_ris_train.architectures import shared_ris
+from rt_ris_train.architectures.shared_ris import TINY, SharedConfig, SharedRis, toy_tokenizer
+from rt_ris_train.checkpoint import load_network, save_checkpoint, start_from, trained_state
+from rt_ris_train.data import open_training
+from rt_ris_train.loop import Trainer
+from rt_ris_train.official import check_complete, expected_shapes
+from rt_ris_train.recipe import find_recipe, read_recipe
 
 
 def released(network: ReferringNetwork, label: str, *, seed: int = 0) -> dict[str, Tensor]:
@@ -145,13 +154,95 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFi
     assert imported("etris", "--from", str(path), "--out", str(out), "--overwrite") == 0
 
 
-def test_another_number_of_tokens_is_refused(tmp_path: Path) -> None:
-    from rt_ris.errors import CheckpointError
-    from rt_ris_train.checkpoint import save_checkpoint
+def test_the_length_of_sentences_is_said_and_stays_with_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No published file tells it, and results depend on it."""
+    path, out = tmp_path / "w.pth", tmp_path / "out.safetensors"
+    torch.save(released(tiny("etris"), "etris"), path)
+    assert imported("etris", "--from", str(path), "--out", str(out)) == 0
+    assert "Sentences have 17 tokens, on which results depend" in capsys.readouterr().out
+    assert load_network("etris", "tiny", out).network.text.max_tokens == 17
+    words = ["--from", str(path), "--out", str(out), "--overwrite", "--json", "--tokens", "22"]
+    assert imported("etris", *words) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 22
+    assert load_network("etris", "tiny", out).network.text.max_tokens == 22
 
-    network = tiny("etris")
+
+def test_a_network_of_another_length_refuses_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    metadata = {"architecture": "etris", "variant": "tiny", "tokens": "22"}
-    save_checkpoint(path, network, metadata=metadata, whole=True)
+    metadata = {"architecture": "etris", "variant": "tiny"}
+    save_checkpoint(path, load("etris").variant("tiny").network(tokens=22), metadata=metadata)
     with pytest.raises(CheckpointError, match="22 tokens; etris tiny takes 17, and its results"):
-        load_network("etris", "tiny", path)
+        start_from(tiny("etris"), path, arch="etris", variant="tiny")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str
+)
+def test_other_numbers_than_real_ones_are_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: torch.dtype
+) -> None:
+    tensors = released(tiny("etris"), "etris")
+    tensors["proj.txt.weight"] = tensors["proj.txt.weight"].to(dtype)
+    path, out = tmp_path / "w.pth", tmp_path / "out.safetensors"
+    torch.save({"state_dict": tensors}, path)
+    assert imported("etris", "--from", str(path), "--out", str(out)) == 2
+    said = capsys.readouterr().err
+    assert "'proj.txt.weight' is of" in said
+    assert "real numbers are expected" in said
+    assert not out.exists()
+
+
+@pytest.fixture
+def published_shared(monkeypatch: pytest.MonkeyPatch) -> Callable[[], ReferringNetwork]:
+    """Shared-RIS at toy size as a published one: it asks for its file and its vocabulary."""
+    config = replace(TINY, tokenizer=None)
+
+    def build(config: SharedConfig, tokens: int = TINY.tokens) -> SharedRis:
+        return SharedRis(replace(config, tokens=tokens))
+
+    variant = replace(
+        load("shared_ris").variant("tiny"), build=partial(build, config), published=True
+    )
+    monkeypatch.setitem(shared_ris.ARCHITECTURE.variants, "tiny", variant)  # type: ignore[arg-type]
+    return partial(SharedRis, config)
+
+
+def test_what_was_imported_can_be_trained_and_what_was_trained_used(
+    tmp_path: Path, red_boxes: Path, published_shared: Callable[[], ReferringNetwork]
+) -> None:
+    """A training keeps the vocabulary; all of Shared-RIS trains, so nothing is asked for again."""
+    network = published_shared()
+    network.use_tokenizer(toy_tokenizer())
+    start = tmp_path / "import.safetensors"
+    metadata = {"architecture": "shared_ris", "variant": "tiny"}
+    save_checkpoint(start, network, metadata=metadata, whole=True)
+    recipe = replace(read_recipe(find_recipe("shared-ris-tiny")), steps=1, save_every=1)
+    run = Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run", init=start)
+    trained = load_network("shared_ris", "tiny", run.run())
+    assert trained.network.tokenizer_json() == toy_tokenizer()
+
+
+def test_only_files_whose_weights_stay_frozen_are_asked_for() -> None:
+    """DMMI trains its trunk and ten layers of BERT; the rest of BERT is in no checkpoint of it."""
+    with torch.device("meta"):
+        network = load("dmmi").variant("swin").build()
+    filled = trained_state(network).keys()
+    with pytest.raises(CheckpointError) as raised:
+        check_complete(network, {}, published=True, filled=filled)
+    assert raised.value.keys == ("bert",)
+    check_complete(network, {"bert"}, published=True, filled=filled)
+    with pytest.raises(CheckpointError) as raised:
+        check_complete(network, {}, published=True)
+    assert set(raised.value.keys) == {"swin", "bert"}
+
+
+def test_a_vocabulary_of_more_tokens_than_rows_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small = replace(TINY, tokenizer=None, encoder=replace(TINY.encoder, vocabulary=100))
+    with pytest.raises(CheckpointError, match=r"table has 100 rows.*beit3\.spm"):
+        SharedRis(small).use_tokenizer(toy_tokenizer())
+    SharedRis(replace(TINY, tokenizer=None)).use_tokenizer(toy_tokenizer())
+    assert "is it beit3.spm?" in caplog.text

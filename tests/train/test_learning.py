@@ -14,7 +14,7 @@ from PIL import Image
 from rt_ris.cli import main
 from rt_ris_train.architecture import names
 from rt_ris_train.baselines import baselines
-from rt_ris_train.data import RefDataset
+from rt_ris_train.data import RefDataset, open_training
 from rt_ris_train.evaluate import EvaluationOptions, evaluate
 from rt_ris_train.loop import Trainer
 from rt_ris_train.recipe import TrainRecipe, find_recipe, read_recipe
@@ -82,7 +82,7 @@ def test_a_minute_is_enough_to_tell_red_from_blue(name: str, boxes: Path, tmp_pa
         validate_sentences=4,
         save_every=10_000,
     )
-    trainer = Trainer(recipe, data=boxes, out=tmp_path / "run")
+    trainer = Trainer(recipe, data=open_training([boxes]), out=tmp_path / "run")
     trainer.run()
     dataset = RefDataset.open(boxes, split="val")
     right, wrong = [], []
@@ -117,7 +117,7 @@ def test_it_learns_things_on_composites_and_can_be_exported(
     name: str, scenes: Path, tmp_path: Path
 ) -> None:
     use_threads(1)
-    trainer = Trainer(tiny_recipe(name), data=scenes, out=tmp_path / "run")
+    trainer = Trainer(tiny_recipe(name), data=open_training([scenes]), out=tmp_path / "run")
     checkpoint = trainer.run()
     dataset = RefDataset.open(scenes, split="test")
     training = RefDataset.open(scenes, split="train")

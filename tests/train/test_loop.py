@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from rt_ris.errors import CheckpointError, DataError, OutputError, RecipeError, StorageError
 from rt_ris_train.architecture import load
 from rt_ris_train.checkpoint import load_network, trained_state, write_atomically
-from rt_ris_train.loop import Report, Trainer, learning_rate, read_log
-from rt_ris_train.losses import LossWeights
+from rt_ris_train.data import open_training
+from rt_ris_train.data.features import SplitTable
+from rt_ris_train.draws import rows_of, steps_per_epoch, validation_rows
+from rt_ris_train.loop import Report, Trainer, _optimizer, learning_rate, read_log
+from rt_ris_train.losses import LossWeights, total_loss
 from rt_ris_train.recipe import TrainRecipe, find_recipe, read_recipe, shipped_recipes
+from rt_ris_train.runner import predictor_of
 
 RECIPE = TrainRecipe(
     arch="maris",
@@ -45,12 +52,12 @@ def kill_at(step: int) -> object:
 
 def test_a_killed_run_ends_as_an_unbroken_one(red_boxes: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    whole = Trainer(RECIPE, data=red_boxes, out=tmp_path / "whole", cache=cache)
+    whole = Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "whole", cache=cache)
     whole.run()
-    broken = Trainer(RECIPE, data=red_boxes, out=tmp_path / "broken", cache=cache)
+    broken = Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "broken", cache=cache)
     with pytest.raises(Killed):
         broken.run(kill_at(3))  # type: ignore[arg-type]
-    resumed = Trainer(RECIPE, data=red_boxes, out=tmp_path / "broken", cache=cache)
+    resumed = Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "broken", cache=cache)
     assert resumed.step == 2  # the last multiple of save_every
     resumed.run()
     expected = trained_state(whole.network)
@@ -64,14 +71,14 @@ def test_a_killed_run_ends_as_an_unbroken_one(red_boxes: Path, tmp_path: Path) -
 def test_training_lowers_the_loss(red_boxes: Path, tmp_path: Path) -> None:
     said: list[Report] = []
     recipe = replace(RECIPE, steps=60, validate_every=60, learning_rate=3e-3)
-    Trainer(recipe, data=red_boxes, out=tmp_path / "run").run(said.append)
+    Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run").run(said.append)
     assert said[-1].loss < 0.8 * said[0].loss
 
 
 def test_a_checkpoint_holds_what_was_trained_and_nothing_frozen(
     red_boxes: Path, tmp_path: Path
 ) -> None:
-    run = Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
+    run = Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "run")
     path = run.run()
     loaded = load_network("maris", "tiny", path)
     assert not loaded.seeded
@@ -83,21 +90,21 @@ def test_a_checkpoint_holds_what_was_trained_and_nothing_frozen(
 
 
 def test_another_variant_refuses_the_checkpoint(red_boxes: Path, tmp_path: Path) -> None:
-    path = Trainer(RECIPE, data=red_boxes, out=tmp_path / "run").run()
+    path = Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "run").run()
     with pytest.raises(CheckpointError, match="checkpoint of maris tiny; maris lite") as raised:
         load_network("maris", "lite", path)
     assert raised.value.keys
 
 
 def test_a_folder_keeps_to_its_recipe(red_boxes: Path, tmp_path: Path) -> None:
-    Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
+    Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "run")
     with pytest.raises(RecipeError, match="another recipe"):
-        Trainer(replace(RECIPE, seed=1), data=red_boxes, out=tmp_path / "run")
+        Trainer(replace(RECIPE, seed=1), data=open_training([red_boxes]), out=tmp_path / "run")
 
 
 def test_nothing_is_written_where_the_data_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        Trainer(RECIPE, data=tmp_path / "no-data", out=tmp_path / "run")
+        Trainer(RECIPE, data=open_training([tmp_path / "no-data"]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -110,17 +117,19 @@ def test_a_damaged_state_is_named(
     red_boxes: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     out = tmp_path / "run"
-    Trainer(RECIPE, data=red_boxes, out=out).run()
+    Trainer(RECIPE, data=open_training([red_boxes]), out=out).run()
     (out / "state.pt").write_bytes(damage((out / "state.pt").read_bytes()))
     with pytest.raises(CheckpointError, match="cannot be resumed"):
-        Trainer(RECIPE, data=red_boxes, out=out)
+        Trainer(RECIPE, data=open_training([red_boxes]), out=out)
 
 
 def test_stored_and_computed_features_train_alike(red_boxes: Path, tmp_path: Path) -> None:
     said: dict[bool, list[Report]] = {True: [], False: []}
     for stored, reports in said.items():
         recipe = replace(RECIPE, cache_features=stored)
-        Trainer(recipe, data=red_boxes, out=tmp_path / str(stored)).run(reports.append)
+        Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / str(stored)).run(
+            reports.append
+        )
     for first, second in zip(said[True], said[False], strict=True):
         assert first.loss == pytest.approx(second.loss, rel=1e-2)  # stored in half precision
 
@@ -134,7 +143,7 @@ def test_a_torn_line_of_the_log_is_passed_over(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(red_boxes: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file, not a folder")
     with pytest.raises(OutputError, match="cannot be made"):
-        Trainer(RECIPE, data=red_boxes, out=tmp_path / "run")
+        Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "run")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +202,103 @@ def test_a_missing_recipe_names_the_shipped_ones() -> None:
 
 
 def test_the_log_is_lines_of_json(red_boxes: Path, tmp_path: Path) -> None:
-    Trainer(RECIPE, data=red_boxes, out=tmp_path / "run").run()
+    Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "run").run()
     text = (tmp_path / "run" / "log.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert lines[-1]["validation"].keys() >= {"oIoU", "mIoU"}
+
+
+def test_the_state_knows_the_best_of_the_validation_before_it(
+    red_boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"oIoU": 10.0 + self.step})
+    recipe = replace(RECIPE, save_every=3, best="oIoU")
+    run = Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run")
+    with pytest.raises(Killed):
+        run.run(kill_at(3))  # type: ignore[arg-type]
+    resumed = Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run")
+    assert (resumed.step, resumed.best) == (3, 13.0)
+
+
+def test_decay_of_the_authors_of_dmmi_reaches_all_but_swins_norms() -> None:
+    """They tell by the names in their own files which parameters of the backbone are exempt."""
+    for variant in ("swin", "r101"):
+        recipe = read_recipe(find_recipe(f"dmmi-{variant}"))
+        with torch.device("meta"):
+            network = load("dmmi").variant(variant).build()
+        names = {id(value): name for name, value in network.named_parameters()}
+        groups = _optimizer(network, recipe).param_groups
+        found = {names[id(v)] for g in groups if g["weight_decay"] == 0 for v in g["params"]}
+        theirs = network.official_keys()["dmmi"].keys
+        exempt = ("norm", "absolute_pos_embed", "relative_position_bias_table")
+        assert found == {
+            name
+            for name in names.values()
+            if theirs.get(name, "").startswith("model.backbone.")
+            and any(part in theirs[name] for part in exempt)
+        }
+        assert bool(found) == (variant == "swin")
+
+
+def test_sentences_without_a_target_are_spread(red_boxes: Path) -> None:
+    table = SplitTable(open_training([red_boxes]).train)
+    recipe = replace(RECIPE, unit="sentence", images=1, spread_absent=True)
+    present = [
+        table.entries[row].present
+        for step in range(steps_per_epoch(recipe, table))
+        for row in rows_of(recipe, table, step)
+    ]
+    absent = [index for index, there in enumerate(present) if not there]
+    assert len(absent) > 1
+    gaps = {after - before for before, after in itertools.pairwise(absent)}
+    assert max(gaps) - min(gaps) <= 1
+    plain = replace(recipe, spread_absent=False)
+    count = len(table.entries)
+    both = [sorted(r for s in range(count) for r in rows_of(x, table, s)) for x in (recipe, plain)]
+    assert both[0] == both[1] == list(range(count))
+
+
+def test_a_validation_may_take_first_sentences_only(red_boxes: Path) -> None:
+    table = SplitTable(open_training([red_boxes]).val)
+    every = validation_rows(replace(RECIPE, validate_sentences=99), table)
+    first = validation_rows(replace(RECIPE, validate_sentences=99, validate_first=True), table)
+    assert every == list(range(len(table.entries)))
+    assert first == [group[0] for group in table.by_ref]
+    assert len(first) < len(every)
+    assert len(validation_rows(replace(RECIPE, validate_sentences=3), table)) == 3
+
+
+def test_the_length_of_sentences_can_be_chosen_and_is_kept(red_boxes: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, arch="etris", tokens=22, steps=1)
+    path = Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run").run()
+    assert load_network("etris", "tiny", path).network.text.max_tokens == 22
+    other = replace(recipe, tokens=None)
+    with pytest.raises(CheckpointError, match="22 tokens; etris tiny takes 17"):
+        Trainer(other, data=open_training([red_boxes]), out=tmp_path / "other", init=path)
+    for tokens, accepted in ((2, "3 to 77"), (78, "3 to 77")):
+        with pytest.raises(RecipeError, match=f"Sentences of {tokens} tokens.*{accepted}"):
+            load("etris").variant("tiny").network(tokens=tokens)
+    with pytest.raises(RecipeError, match="accepted are 24 to 24"):
+        load("maris").variant("lite").network(tokens=25)
+
+
+@pytest.mark.parametrize("arch", ["maris", "haris", "etris", "dmmi", "shared_ris"])
+def test_the_longest_sentence_has_positions(arch: str) -> None:
+    longest = load(arch).variant("tiny").longest
+    assert longest is not None
+    if arch == "shared_ris":
+        longest = 300  # 1,022 words on 901 cells take a while
+    predictor = predictor_of(load(arch).variant("tiny").network(tokens=longest))
+    predictor.set_image(np.zeros((40, 40, 3), dtype=np.uint8))
+    (mask,) = predictor.segment([" ".join(["red"] * (longest - 2))])
+    assert np.isfinite(mask.logits).all()
+
+
+def test_the_loss_of_etris_is_a_mean_over_all_cells(red_boxes: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, arch="etris", loss=LossWeights(focal=0.0, dice=0.0, cross_entropy=1.0))
+    run = Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run")
+    outputs, target, _ = run._forward(run.train, [0, 1, 2], training=False)
+    assert 0 < target.valid.mean() < 1  # the pictures are not square
+    found = total_loss(outputs, run._supervised(target), weights=recipe.loss)
+    theirs = functional.binary_cross_entropy_with_logits(outputs.logits.float(), target.share)
+    torch.testing.assert_close(found, theirs)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from rt_ris.errors import CheckpointError
 from rt_ris_train.architecture import load
-from rt_ris_train.architectures.shared_ris import SharedRis
+from rt_ris_train.architectures.shared_ris import SharedRis, toy_tokenizer
 from rt_ris_train.backbones.beit3 import Beit3, Beit3Size, Expert, Layer, official_file
 from rt_ris_train.blocks.shared import SharedDecoder
 
@@ -132,8 +132,9 @@ def test_without_its_vocabulary_it_says_which_file_and_whence() -> None:
         network = load("shared_ris").variant("base").build()
     with pytest.raises(CheckpointError, match=r"beit3\.spm.*microsoft/unilm.*--tokenizer"):
         network.tokenizer_json()
-    network.use_tokenizer("{}")
-    assert network.tokenizer_json() == "{}"
+    document = toy_tokenizer()
+    network.use_tokenizer(document)
+    assert network.tokenizer_json() == document
     tiny = load("shared_ris").variant("tiny").build()
     assert isinstance(tiny, SharedRis)
     assert tiny.official_tokenizer() is None

@@ -44,6 +44,8 @@ from rt_ris.spec import (
 from rt_ris.text import Tokens
 
 ENTRY_POINTS = "rt_ris.architectures"
+SHORTEST = 3
+"""Tokens of a sentence of one word: start, word, end."""
 
 
 class StageModule(nn.Module, ABC):
@@ -140,10 +142,13 @@ class Supervision:
             ``MaskSpec.upsample`` says.
         target: ``area`` is the share of a cell that the mask covers, ``nearest`` the mask at one
             point of the cell, after the picture's own fit.
+        padding: what the loss makes of cells beyond the picture: it leaves them out, or they are
+            background like any other.
     """
 
     at: Literal["grid", "input"] = "grid"
     target: Literal["area", "nearest"] = "area"
+    padding: Literal["left_out", "background"] = "left_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +325,8 @@ class Variant:
     Attributes:
         summary: one line for listings.
         build: makes the network with seeded or packaged weights; never downloads.
+        longest: the most tokens for which the text encoder has positions, where ``build`` takes
+            ``tokens``, another length of sentences than the usual one; None where it does not.
         published: whether a paper states this size, so that fidelity is judged.
         weights_licence: licence of the frozen weights, for listings and manifests.
         checkpoint: path of the trained weights that ship with the package, or None.
@@ -327,11 +334,34 @@ class Variant:
     """
 
     summary: str
-    build: Callable[[], ReferringNetwork]
+    build: Callable[..., ReferringNetwork]
     published: bool
     weights_licence: str
+    longest: int | None = None
     checkpoint: Path | None = None
     figures: tuple[Figure, ...] = ()
+
+    def network(self, *, tokens: int | None = None) -> ReferringNetwork:
+        """The network for sentences of so many tokens, or of as many as is usual.
+
+        Results depend on that number wherever the network attends to its pads.
+
+        Raises:
+            RecipeError: it has another fixed number, or no positions for so many.
+        """
+        if tokens is None:
+            return self.build()
+        if self.longest is None:
+            network = self.build()
+            accepted = range(network.text.max_tokens, network.text.max_tokens + 1)
+        else:
+            accepted = range(SHORTEST, self.longest + 1)
+        if tokens not in accepted:
+            raise RecipeError(
+                f"Sentences of {tokens} tokens were asked for; accepted are {accepted.start} to "
+                f"{accepted.stop - 1}."
+            )
+        return network if self.longest is None else self.build(tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

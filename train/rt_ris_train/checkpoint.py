@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -77,6 +77,8 @@ def save_checkpoint(
     kept = whole_state(network) if whole else trained_state(network)
     said = {"format": FORMAT, "contents": WHOLE if whole else TRAINED}
     said |= {"tokens": str(network.text.max_tokens), **metadata}
+    if network.official_tokenizer() is not None:
+        said["tokenizer"] = network.tokenizer_json()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in kept.items()}
     write_atomically(path, save(tensors, metadata=said))
 
@@ -128,13 +130,14 @@ def load_network(
     chosen = architecture.variant(variant)
     name = variant or architecture.default
     source = checkpoint or chosen.checkpoint
-    network = chosen.build()
+    tokens = None if source is None else _tokens_of(source, arch=arch, variant=name)
+    network = chosen.network(tokens=tokens)
     imported = load_official(network, weights or {})
     digest, metadata = (
         (None, {}) if source is None else fill(network, source, arch=arch, variant=name)
     )
-    if source is not None and metadata.get("contents", TRAINED) == TRAINED:
-        check_complete(network, weights or {}, published=chosen.published)
+    if source is not None:
+        _check_frozen(network, metadata, weights or {}, published=chosen.published)
     network.eval()
     return LoadedNetwork(
         network=network,
@@ -160,7 +163,7 @@ def fill(
         CheckpointError: the file is missing, damaged, or its tensors are not the network's.
     """
     tensors, metadata = _read(path)
-    said = f"{metadata.get('architecture', '?')} {metadata.get('variant', '?')}"
+    said = _said_of(metadata)
     whole = metadata.get("contents") == WHOLE
     wanted = whole_state(network) if whole else trained_state(network)
     differing = _differing(tensors, wanted)
@@ -183,15 +186,58 @@ def fill(
     return file_digest(path), metadata
 
 
-def start_from(network: ReferringNetwork, path: Path, *, arch: str, variant: str) -> None:
+def start_from(
+    network: ReferringNetwork,
+    path: Path,
+    *,
+    arch: str,
+    variant: str,
+    weights: Collection[str] = (),
+) -> None:
     """Fill a network that is about to be trained from a checkpoint of the same kind.
 
+    Args:
+        network: with the published files of encoders that were given.
+        path: the checkpoint.
+        arch: architecture of the network.
+        variant: its size.
+        weights: labels of those files.
+
     Raises:
-        CheckpointError: as ``fill``; or the checkpoint leaves frozen weights random.
+        CheckpointError: as ``fill``; or frozen weights stay random.
     """
     _, metadata = fill(network, path, arch=arch, variant=variant)
+    published = load(arch).variant(variant).published
+    _check_frozen(network, metadata, weights, published=published)
+
+
+def _check_frozen(
+    network: ReferringNetwork,
+    metadata: Mapping[str, str],
+    weights: Collection[str],
+    *,
+    published: bool,
+) -> None:
+    """Refuse frozen weights that neither the checkpoint nor a published file has filled."""
     if metadata.get("contents", TRAINED) == TRAINED:
-        check_complete(network, {}, published=load(arch).variant(variant).published)
+        filled = set(network.state_dict()) - _frozen_names(network)
+        check_complete(network, weights, published=published, filled=filled)
+
+
+def _tokens_of(path: Path, *, arch: str, variant: str) -> int | None:
+    """The number of tokens that a checkpoint was trained with; None for one of another network."""
+    _, metadata = _read(path, tensors=False)
+    tokens = metadata.get("tokens")
+    if tokens is None or _said_of(metadata) != f"{arch} {variant}":
+        return None
+    if not tokens.isdecimal():
+        raise CheckpointError(f"'{path}' says that its sentences have '{tokens}' tokens.")
+    return int(tokens)
+
+
+def _said_of(metadata: Mapping[str, str]) -> str:
+    """Architecture and variant that a checkpoint names."""
+    return f"{metadata.get('architecture', '?')} {metadata.get('variant', '?')}"
 
 
 def whole_state(network: ReferringNetwork) -> dict[str, Tensor]:
@@ -199,13 +245,14 @@ def whole_state(network: ReferringNetwork) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in _unshared(network).items()}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file '{path}'.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"'{path}' cannot be read as a safetensors checkpoint ({error}). Files that "
@@ -216,7 +263,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"'{path}' is a safetensors file, but not a checkpoint of this project: its metadata "
             f"has no format '{FORMAT}'."
         )
-    return tensors, metadata
+    return found, metadata
 
 
 def _differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -188,16 +188,25 @@ def tensors_of(tree: object, path: Path, containers: Sequence[str] = ()) -> dict
     return _checked(dict(_named(tree)), path)
 
 
-def loaded(value: Tensor | Pending, name: str) -> Tensor:
+def loaded(value: Tensor | Pending, name: str, *, weights: bool = True) -> Tensor:
     """A tensor that can be copied into a network.
 
+    Args:
+        value: what the file holds.
+        name: its name there, for messages.
+        weights: weights are expected, not a table of indices or a count.
+
     Raises:
-        CheckpointError: it is sparse, of whole numbers or complex where weights are expected, or
-            not finite.
+        CheckpointError: it is sparse, not finite, or of another kind of number.
     """
     tensor = value.load() if isinstance(value, Pending) else value
     if tensor.layout != torch.strided:
         raise CheckpointError(f"Tensor '{name}' is sparse; dense ones are accepted.")
+    if weights and not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"Tensor '{name}' is of {kind}; real numbers are expected (is the file quantised?)."
+        )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"Tensor '{name}' holds NaN or infinity; the file is damaged.")
     return tensor

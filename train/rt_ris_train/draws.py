@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from rt_ris_train.parallel import share_of
 
 if TYPE_CHECKING:
     from rt_ris_train.data.features import SplitTable
     from rt_ris_train.recipe import TrainRecipe
+
+Rows = npt.NDArray[np.int64]
 
 
 def steps_per_epoch(recipe: TrainRecipe, table: SplitTable) -> int:
@@ -35,6 +38,8 @@ def rows_of(recipe: TrainRecipe, table: SplitTable, step: int) -> list[int]:
     """
     epoch, place = divmod(step, steps_per_epoch(recipe, table))
     order = np.random.default_rng([recipe.seed, 1, epoch]).permutation(_units(recipe, table))
+    if recipe.spread_absent:
+        order = _spread_absent(order, table)
     chosen = order[place * recipe.images :][: recipe.images].tolist()
     draw = np.random.default_rng([recipe.seed, 2, step])
     if recipe.unit == "sentence":
@@ -45,6 +50,30 @@ def rows_of(recipe: TrainRecipe, table: SplitTable, step: int) -> list[int]:
     many = recipe.sentences if recipe.unit == "picture" else 1
     drawn = [draw.permutation(groups[unit])[:many].tolist() for unit in chosen]
     return [row for rows in share_of(drawn) for row in rows]
+
+
+def validation_rows(recipe: TrainRecipe, table: SplitTable) -> list[int]:
+    """The sentences of a validation, as rows of the table, evenly spread where not all are used."""
+    rows = list(range(len(table.entries)))
+    if recipe.validate_first:
+        rows = [group[0] for group in table.by_ref]
+    wanted = recipe.validate_sentences
+    if len(rows) <= wanted:
+        return rows
+    step = (len(rows) - 1) / max(wanted - 1, 1)
+    return [rows[round(place * step)] for place in range(wanted)]
+
+
+def _spread_absent(order: Rows, table: SplitTable) -> Rows:
+    """The same sentences, those without a target as far from each other as they can be."""
+    present = np.array([table.entries[row].present for row in order])
+    absent, others = order[~present], order[present]
+    places = ((np.arange(len(absent)) + 0.5) * len(order) / max(len(absent), 1)).astype(int)
+    spread = np.empty_like(order)
+    taken = np.zeros(len(order), dtype=bool)
+    taken[places] = True
+    spread[taken], spread[~taken] = absent, others
+    return spread
 
 
 def _units(recipe: TrainRecipe, table: SplitTable) -> int:

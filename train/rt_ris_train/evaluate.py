@@ -55,6 +55,7 @@ class EvaluationOptions:
         field: which text of a sentence is asked.
         input_side: compare on the S x S input of a network that stretches pictures, this S, with
             targets resized to it by their nearest pixels; None compares at the picture's own size.
+        strict_precision: Pr@X counts IoU above X, as ETRIS and PhraseCut do; else X itself, too.
         empty_below: a mask with fewer true pixels counts as "there is no such thing", the habit of
             gRefCOCO for networks that never say so themselves; 0 changes nothing.
     """
@@ -64,6 +65,7 @@ class EvaluationOptions:
     field: SentenceField = "sent"
     input_side: int | None = None
     empty_below: int = 0
+    strict_precision: bool = False
 
 
 def count(
@@ -94,7 +96,8 @@ def count(
         masks = {target: dataset.mask(target) for target in {target for _, target, _ in samples}}
         for answer, (_, target, kind) in zip(answers, samples, strict=True):
             found, wanted = _compared(answer, masks[target], chosen)
-            metrics.update(found, wanted, kind=kind)
+            rejected = int(np.count_nonzero(found)) < chosen.empty_below
+            metrics.update(found, wanted, absent=target.no_target, rejected=rejected, kind=kind)
         done += len(samples)
         progress(done, total)
     return metrics
@@ -119,8 +122,9 @@ def measures(counted: MetricsByKind, options: EvaluationOptions | None) -> Mappi
     """What was counted as measures, and how they were taken."""
     chosen = options or EvaluationOptions()
     return {
-        **counted.summary(),
+        **counted.summary(strict=chosen.strict_precision),
         "eval_space": _space(chosen),
+        "precision_counts": "IoU > X" if chosen.strict_precision else "IoU >= X",
         "empty_below": chosen.empty_below,
         "shuffled": chosen.shuffle_seed is not None,
     }
@@ -133,12 +137,9 @@ def _space(options: EvaluationOptions) -> str:
 
 def _compared(answer: Answer, target: Bool, options: EvaluationOptions) -> tuple[Bool, Bool]:
     """The prediction and the target in the space that was asked for."""
-    found = answer.binary
-    if options.input_side is not None:
-        found, target = _on_input(answer, target, side=options.input_side)
-    if np.count_nonzero(found) < options.empty_below:
-        found = np.zeros_like(found)
-    return found, target
+    if options.input_side is None:
+        return answer.binary, target
+    return _on_input(answer, target, side=options.input_side)
 
 
 def _on_input(answer: Answer, target: Bool, *, side: int) -> tuple[Bool, Bool]:

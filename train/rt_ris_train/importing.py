@@ -30,6 +30,8 @@ class ImportRequest:
         variant: one of its sizes; None for its default.
         files: published files, each with its label or None where the names in it tell.
         tokenizer: the published vocabulary, where the network needs one.
+        tokens: length of the sentences that the weights were trained on, which no published file
+            tells; None for the usual one.
         out: the checkpoint to write.
         overwrite: replace a file that is there.
     """
@@ -39,10 +41,26 @@ class ImportRequest:
     files: Sequence[tuple[str | None, Path]]
     tokenizer: Path | None
     out: Path
+    tokens: int | None = None
     overwrite: bool = False
 
 
-def import_checkpoint(request: ImportRequest) -> tuple[Imported, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """What was imported.
+
+    Attributes:
+        files: what each file gave.
+        tokens: length of sentences that the checkpoint now stands for.
+        any_length: the network could have been made for another one.
+    """
+
+    files: tuple[Imported, ...]
+    tokens: int
+    any_length: bool
+
+
+def import_checkpoint(request: ImportRequest) -> Import:
     """Fill a network from published files and write it whole.
 
     A network whose head no file filled is written all the same, for a training to begin from; its
@@ -59,36 +77,34 @@ def import_checkpoint(request: ImportRequest) -> tuple[Imported, ...]:
     architecture = load(request.arch)
     name = request.variant or architecture.default
     variant = architecture.variant(request.variant)
-    network = variant.build()
+    network = variant.network(tokens=request.tokens)
     metadata = {"architecture": request.arch, "variant": name}
-    document = _vocabulary(network, request.tokenizer)
-    if document is not None:
-        metadata["tokenizer"] = document
+    _take_vocabulary(network, request.tokenizer)
     imported = tuple(
         _one(network, label, path, architecture=architecture, variant=name)
         for label, path in request.files
     )
-    check_complete(network, {file.label: Path() for file in imported}, published=variant.published)
+    check_complete(network, {file.label for file in imported}, published=variant.published)
     if not any(file.whole for file in imported):
         metadata["head"] = SEEDED_HEAD
     metadata["files"] = ", ".join(f"{file.label} {file.sha256}" for file in imported)
     save_checkpoint(request.out, network, metadata=metadata, whole=True)
-    return imported
+    return Import(
+        files=imported, tokens=network.text.max_tokens, any_length=variant.longest is not None
+    )
 
 
-def _vocabulary(network: ReferringNetwork, path: Path | None) -> str | None:
+def _take_vocabulary(network: ReferringNetwork, path: Path | None) -> None:
     wanted = network.official_tokenizer()
     if path is None:
         if wanted is not None:
             network.tokenizer_json()  # says which file is missing, and where it is
-        return None
+        return
     if wanted is None:
         raise CheckpointError(f"'{path}' was given, but this network brings its own tokenizer.")
     if not path.is_file():
         raise CheckpointError(f"There is no vocabulary '{path}'; {wanted.title} is expected.")
-    document = wanted.convert(path.read_bytes())
-    network.use_tokenizer(document)
-    return document
+    network.use_tokenizer(wanted.convert(path.read_bytes()))
 
 
 def _one(

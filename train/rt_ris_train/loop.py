@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ from rt_ris_train.checkpoint import (
     trained_state,
     write_atomically,
 )
-from rt_ris_train.data import open_dataset
+from rt_ris_train.data import TrainingData
 from rt_ris_train.data.features import Entry, FeatureStore, SplitTable
-from rt_ris_train.draws import rows_of, total_steps
+from rt_ris_train.draws import rows_of, total_steps, validation_rows
 from rt_ris_train.losses import Target, total_loss
 from rt_ris_train.official import check_complete, load_official
 from rt_ris_train.parallel import (
@@ -85,7 +86,7 @@ class Trainer:
         self,
         recipe: TrainRecipe,
         *,
-        data: Path,
+        data: TrainingData,
         out: Path,
         cache: Path | None = None,
         weights: Mapping[str, Path] | None = None,
@@ -95,17 +96,18 @@ class Trainer:
         self.recipe, self.out = recipe, out
         variant = load(recipe.arch).variant(recipe.variant)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = variant.build()
+        self.network = variant.network(tokens=recipe.tokens)
         field = self.network.text.field
-        tables = [
-            SplitTable(open_dataset(data, split=split), field=field) for split in ("train", "val")
-        ]
-        if init is not None:
-            start_from(self.network, init, arch=recipe.arch, variant=recipe.variant)
-        else:
-            check_complete(self.network, weights or {}, published=variant.published)
-        for imported in load_official(self.network, weights or {}):
+        tables = [SplitTable(dataset, field=field) for dataset in (data.train, data.val)]
+        given = weights or {}
+        for imported in load_official(self.network, given):
             _LOG.info("%s", imported)
+        if init is not None:
+            start_from(
+                self.network, init, arch=recipe.arch, variant=recipe.variant, weights=given.keys()
+            )
+        else:
+            check_complete(self.network, given, published=variant.published)
         self.network.to(self.device)
         share_batch_norms(self.network)
         # Nothing is written before everything that was given has been read.
@@ -132,12 +134,12 @@ class Trainer:
             losses.append(loss)
             seen += len(rows)
             ended = self.step == self.steps
-            if self.step % self.recipe.save_every == 0 or ended:
-                self._save()
             validation = None
             if self.step % self.recipe.validate_every == 0 or ended:
                 validation = self.validate()
                 self._keep_best(validation)
+            if self.step % self.recipe.save_every == 0 or ended:
+                self._save()  # after the validation, so that a resumed run knows the best so far
             if self.step % LOG_EVERY == 0 or ended or validation:
                 rate = processes() * seen / max(time.monotonic() - began, 1e-9)
                 self._tell(report, float(np.mean(losses)), iou, rate, validation)
@@ -147,7 +149,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Overall and mean IoU of the validation split, where the loss compares, in percent."""
         self.network.eval()
-        rows = _spread(len(self.val.table.entries), self.recipe.validate_sentences)
+        rows = validation_rows(self.recipe, self.val.table)
         groups: dict[int, list[int]] = {}
         for row in rows:
             groups.setdefault(self.val.table.entries[row].image, []).append(row)
@@ -194,7 +196,7 @@ class Trainer:
         # on the process.
         torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 1024 + rank())
         outputs, target, auxiliary = self._forward(self.train, rows, training=True)
-        loss = total_loss(outputs, target, weights=self.recipe.loss)
+        loss = total_loss(outputs, self._supervised(target), weights=self.recipe.loss)
         for name, factor in self.recipe.loss.auxiliary.items():
             if name not in auxiliary:
                 known = ", ".join(auxiliary) or "none"
@@ -263,6 +265,12 @@ class Trainer:
             align_corners=upsample != "bilinear",
         )[:, 0]
         return replace(outputs, logits=logits)
+
+    def _supervised(self, target: Target) -> Target:
+        """What the loss looks at; the measures always look at the picture alone."""
+        if self.network.supervision.padding == "left_out":
+            return target
+        return replace(target, valid=torch.ones_like(target.valid))
 
     def _keep_best(self, validation: Mapping[str, float]) -> None:
         measure = self.recipe.best
@@ -361,7 +369,8 @@ def _optimizer(network: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer
     for name, value in network.named_parameters():
         if value.requires_grad:
             begins = (by for at, by in recipe.rate_factors.items() if name.startswith(at))
-            decays = value.ndim > 1 and not any(part in name for part in recipe.undecayed)
+            decays = value.ndim > 1 or recipe.decay_vectors
+            decays = decays and not any(fnmatchcase(name, part) for part in recipe.undecayed)
             groups.setdefault((next(begins, 1.0), decays), []).append(value)
     listed = [
         {
@@ -385,13 +394,6 @@ def _overlap(logits: Tensor, target: Target, cut: float) -> tuple[Tensor, Tensor
     predicted = (logits > cut) & inside
     wanted = (target.share > 0.5) & inside
     return (predicted & wanted).sum((1, 2)), (predicted | wanted).sum((1, 2))
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of ``count`` rows, evenly spread."""
-    if count <= wanted:
-        return list(range(count))
-    return [round(place * (count - 1) / (wanted - 1)) for place in range(wanted)]
 
 
 def _mean(values: list[float]) -> float:

@@ -6,6 +6,7 @@ counts in no-target accuracy. gIoU and cIoU follow gRefCOCO's evaluator (ReLA). 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import fsum
@@ -14,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+Bool = npt.NDArray[np.bool_]
 PRECISION_AT: Final = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -31,51 +33,56 @@ class Metrics:
     generous_union: int = 0
     rejected_absent: int = 0
     accepted_targeted: int = 0
-    above: dict[float, int] = field(default_factory=lambda: dict.fromkeys(PRECISION_AT, 0))
 
-    def update(self, predicted: npt.NDArray[np.bool_], target: npt.NDArray[np.bool_]) -> None:
+    def update(
+        self, predicted: Bool, target: Bool, *, absent: bool, rejected: bool = False
+    ) -> None:
         """Add one sentence.
 
         Args:
             predicted: bool [H, W]; no true pixel means "there is no such thing".
-            target: bool [H, W]; no true pixel means that the sentence has no target.
+            target: bool [H, W]. It may be without a true pixel although the sentence has a target,
+                as a thin one is on a small grid; the sentence's IoU is then 0.
+            absent: the sentence has no target.
+            rejected: "there is no such thing" was decided although the mask has true pixels. The
+                mask then counts as empty, except in the union of cIoU (ReLA).
         """
         intersection = int(np.count_nonzero(predicted & target))
         union = int(np.count_nonzero(predicted | target))
-        found = bool(predicted.any())
+        found = bool(predicted.any()) and not rejected
         self.sentences += 1
-        if target.any():
-            self._targeted(intersection, union, found)
-        else:
+        if absent:
             self.absent += 1
             self.rejected_absent += not found
-            self.generous_union += union
-
-    def _targeted(self, intersection: int, union: int, found: bool) -> None:
-        iou = intersection / union
+            self.generous_union += union if found else 0
+            return
         self.targeted += 1
         self.accepted_targeted += found
+        self.generous_union += union
+        if not found:
+            intersection, union = 0, int(np.count_nonzero(target))
+        self.generous_intersection += intersection
         self.intersection += intersection
         self.union += union
-        self.generous_intersection += intersection
-        self.generous_union += union
-        self.ious.append(iou)
-        for bound in PRECISION_AT:
-            self.above[bound] += iou >= bound
+        self.ious.append(intersection / union if union else 0.0)
 
     def add(self, other: Metrics) -> None:
         """Add the sentences of another group; their order does not matter, to the last digit."""
         for counted in fields(self):
             mine, theirs = getattr(self, counted.name), getattr(other, counted.name)
-            if isinstance(mine, dict):
-                mine.update({bound: mine[bound] + theirs[bound] for bound in mine})
-            else:
-                setattr(self, counted.name, mine + theirs)
+            setattr(self, counted.name, mine + theirs)
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Measures in points of 100; None where no sentence of the kind was seen."""
+    def summary(self, *, strict: bool = False) -> dict[str, float | int | None]:
+        """Measures in points of 100; None where no sentence of the kind was seen.
+
+        Args:
+            strict: Pr@X counts sentences above X (ETRIS, CRIS, PhraseCut), not at X and above it
+                (LAVT, DMMI, ReLA).
+        """
+        reach = operator.gt if strict else operator.ge
         precision = {
-            f"Pr@{bound}": _percent(self.above[bound], self.targeted) for bound in PRECISION_AT
+            f"Pr@{bound}": _percent(sum(reach(iou, bound) for iou in self.ious), self.targeted)
+            for bound in PRECISION_AT
         }
         return {
             "sentences": self.sentences,
@@ -104,15 +111,19 @@ class MetricsByKind:
 
     def update(
         self,
-        predicted: npt.NDArray[np.bool_],
-        target: npt.NDArray[np.bool_],
+        predicted: Bool,
+        target: Bool,
         *,
+        absent: bool,
+        rejected: bool = False,
         kind: str | None = None,
     ) -> None:
-        """Add one sentence; arrays as in ``Metrics.update``."""
-        self.overall.update(predicted, target)
+        """Add one sentence, as ``Metrics.update`` takes it."""
+        groups = [self.overall]
         if kind is not None:
-            self.kinds.setdefault(kind, Metrics()).update(predicted, target)
+            groups.append(self.kinds.setdefault(kind, Metrics()))
+        for group in groups:
+            group.update(predicted, target, absent=absent, rejected=rejected)
 
     def add(self, other: MetricsByKind) -> None:
         """Add the sentences that another has counted."""
@@ -120,7 +131,9 @@ class MetricsByKind:
         for kind, metrics in other.kinds.items():
             self.kinds.setdefault(kind, Metrics()).add(metrics)
 
-    def summary(self) -> dict[str, float | int | Mapping[str, object] | None]:
+    def summary(
+        self, *, strict: bool = False
+    ) -> dict[str, float | int | Mapping[str, object] | None]:
         """The overall measures, and under ``kinds`` those of each kind, by name."""
-        kinds = {name: self.kinds[name].summary() for name in sorted(self.kinds)}
-        return {**self.overall.summary(), "kinds": kinds}
+        kinds = {name: self.kinds[name].summary(strict=strict) for name in sorted(self.kinds)}
+        return {**self.overall.summary(strict=strict), "kinds": kinds}

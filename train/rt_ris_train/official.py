@@ -129,7 +129,7 @@ def fill_from(network: ReferringNetwork, wanted: OfficialFile, found: Found) -> 
     with torch.no_grad():
         for own, name in wanted.keys.items():
             if name in found:
-                tensor = loaded(found[name], name)
+                tensor = loaded(found[name], name, weights=state[own].is_floating_point())
                 conversion = wanted.conversions.get(own)
                 value = tensor if conversion is None else conversion.apply(tensor.float())
                 state[own].copy_(value)
@@ -150,9 +150,19 @@ def file_digest(path: Path) -> str:
 
 
 def check_complete(
-    network: ReferringNetwork, files: Mapping[str, Path], *, published: bool
+    network: ReferringNetwork,
+    files: Collection[str],
+    *,
+    published: bool,
+    filled: Collection[str] = (),
 ) -> None:
-    """Refuse to work on a published size whose frozen encoders have random weights.
+    """Refuse to work on a published size whose encoders have random weights.
+
+    Args:
+        network: what is checked.
+        files: labels of the files that were given.
+        published: whether a paper states this size.
+        filled: names of weights that a checkpoint has filled already.
 
     Raises:
         CheckpointError: naming the files that are missing.
@@ -160,9 +170,13 @@ def check_complete(
     known = network.official_keys()
     if not published or any(known[label].whole for label in files if label in known):
         return
-    missing = [label for label, file in known.items() if not file.whole and label not in files]
+    missing = [
+        label
+        for label, file in known.items()
+        if not file.whole and label not in files and not file.keys.keys() <= set(filled)
+    ]
     if missing:
-        titles = ", ".join(network.official_keys()[label].title for label in missing)
+        titles = ", ".join(known[label].title for label in missing)
         options = " ".join(f"--weights {label}=FILE" for label in missing)
         raise CheckpointError(
             f"The encoders of a published size would have random weights: {titles} was not given. "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.nn import functional as with_gradient
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(days=2)
+"""How long processes wait for the first one to fill a cache of a whole data set."""
 
 
 @contextmanager
@@ -47,12 +50,20 @@ def processes() -> int:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let process 0 do something, such as fill a cache, before the others do it."""
-    if rank() and processes() > 1:
-        dist.barrier()
+    """Let process 0 do something long, such as fill a cache, before the others do it.
+
+    They wait in a group of their own: NCCL, which does the rest, gives up after ten minutes, and
+    should, since anything else that takes so long hangs. torchrun ends all if one of them dies.
+    """
+    if processes() == 1:
+        yield
+        return
+    waiting: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    if rank():
+        dist.barrier(waiting)
     yield
-    if not rank() and processes() > 1:
-        dist.barrier()
+    if not rank():
+        dist.barrier(waiting)
 
 
 def share_of(items: Sequence[Item]) -> list[Item]:
@@ -101,20 +112,25 @@ def gathered(item: Item) -> list[Item]:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm2d whose moments are those of all processes, on any device."""
+    """A BatchNorm2d whose moments are those of all processes, on any device.
+
+    They are taken in float32: a sum over a batch in bfloat16 has no digits left.
+    """
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, C, h, w] to the same shape."""
         if not self.training:
             return super().forward(features)
         axes = (0, 2, 3)
-        count = total(features.new_tensor(float(features.numel() // features.shape[1])))
-        mean = _summed(features.sum(axes)) / count
-        centred = features - mean[:, None, None]
+        wide = features.float()
+        count = total(wide.new_tensor(float(wide.numel() // wide.shape[1])))
+        mean = _summed(wide.sum(axes)) / count
+        centred = wide - mean[:, None, None]
         variance = _summed(centred.square().sum(axes)) / count
         self._count(mean, variance * count / (count - 1))
         normal = centred * torch.rsqrt(variance + self.eps)[:, None, None]
-        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+        scaled = normal * self.weight[:, None, None] + self.bias[:, None, None]
+        return scaled.to(features.dtype)
 
     def _count(self, mean: Tensor, unbiased: Tensor) -> None:
         assert self.running_mean is not None

@@ -25,12 +25,15 @@ class TrainRecipe:
     Attributes:
         arch: architecture.
         variant: its size.
+        tokens: length of sentences, special tokens included; None for the size's usual one.
         steps: optimiser steps in all; or give epochs.
         epochs: times that every unit is seen; or give steps.
         unit: what a step draws: ``picture``, with several sentences of each; ``ref``, with one
             random sentence of each; ``sentence``.
         images: units per step, of all processes together.
         sentences: sentences drawn per picture and step, where units are pictures.
+        spread_absent: sentences without a target stand evenly among the others in an epoch, where
+            units are sentences.
         learning_rate: the highest, reached after the warm-up.
         rate_factors: factor of the rate of parameters whose names begin so.
         warmup_steps: linear rise from zero.
@@ -40,7 +43,8 @@ class TrainRecipe:
         optimizer: ``adam`` or ``adamw``.
         betas: of the optimiser.
         weight_decay: of matrices; norms and biases have none.
-        undecayed: parts of names of further parameters without decay.
+        decay_vectors: norms and biases have it as well.
+        undecayed: patterns of names of further parameters without decay, ``*`` for anything.
         grad_clip: largest norm of the gradient; 0 switches clipping off.
         loss: factor of each term.
         seed: of weights, order and draws.
@@ -48,17 +52,20 @@ class TrainRecipe:
         cache_features: store what frozen encoders give, once per picture and sentence.
         save_every: steps between states a killed run resumes from.
         validate_every: steps between validations.
-        validate_sentences: sentences of the validation split that are used.
+        validate_sentences: sentences of the validation split that are used, evenly spread.
+        validate_first: use the first sentence of each ref only.
         best: measure by which the best checkpoint is kept; None keeps the last one only.
     """
 
     arch: str
     variant: str
+    tokens: int | None = None
     steps: int | None = None
     epochs: int | None = None
     unit: Literal["picture", "ref", "sentence"] = "picture"
     images: int = 4
     sentences: int = 4
+    spread_absent: bool = False
     learning_rate: float = 1e-4
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     warmup_steps: int = 200
@@ -67,6 +74,7 @@ class TrainRecipe:
     optimizer: Literal["adam", "adamw"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    decay_vectors: bool = False
     undecayed: tuple[str, ...] = ()
     grad_clip: float = 1.0
     loss: LossWeights = field(default_factory=LossWeights)
@@ -76,13 +84,14 @@ class TrainRecipe:
     save_every: int = 100
     validate_every: int = 200
     validate_sentences: int = 400
+    validate_first: bool = False
     best: Literal["oIoU", "mIoU"] | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError("Give either steps or epochs, the length of the run; not both.")
         counts = ("images", "sentences", "save_every", "validate_every", "validate_sentences")
-        for name in ("steps", "epochs", *counts):
+        for name in ("tokens", "steps", "epochs", *counts):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} is {value}; it must be at least 1.")
@@ -98,6 +107,8 @@ class TrainRecipe:
         ):
             if not low <= value <= high:
                 raise RecipeError(f"{name} is {value}; accepted is {low} to {high}.")
+        if self.spread_absent and self.unit != "sentence":
+            raise RecipeError("spread_absent needs the unit 'sentence'; other units draw them.")
         _check_loss(self.loss)
 
 

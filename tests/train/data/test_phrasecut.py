@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from rt_ris.errors import DataError
-from rt_ris_train.data import RefDataset, open_dataset
-from rt_ris_train.data.phrasecut import PhraseCut, draw_polygons
+from rt_ris_train.data import open_dataset
+from rt_ris_train.data.phrasecut import PhraseCut
 from rt_ris_train.evaluate import evaluate
 
 SQUARE = [[2.9, 3.9], [8.2, 3.1], [8.9, 9.9], [2.0, 9.0]]
@@ -20,7 +20,7 @@ LINE = [[12.0, 1.0], [15.0, 1.0]]
 DOT = [[1.0, 1.0]]
 
 
-def task(image_id: int, phrase: str, polygons: list[Any]) -> dict[str, Any]:
+def task(image_id: int, phrase: str, polygons: object) -> dict[str, Any]:
     return {
         "task_id": f"{image_id}__7",
         "image_id": image_id,
@@ -46,8 +46,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_points_are_cut_to_whole_pixels_and_outlines_belong_to_the_mask() -> None:
-    drawn = draw_polygons([[SQUARE]], height=12, width=20)
+def test_points_are_cut_to_whole_pixels_and_outlines_belong_to_the_mask(root: Path) -> None:
+    dataset = open_dataset(root, split="val")
+    drawn = dataset.mask(dataset.refs[0])
     canvas = Image.new("L", (20, 12))
     ImageDraw.Draw(canvas).polygon([(2, 3), (8, 3), (8, 9), (2, 9)], outline=1, fill=1)
     assert (drawn == (np.asarray(canvas) > 0)).all()
@@ -92,6 +93,8 @@ def test_it_is_evaluated_like_any_other(root: Path) -> None:
     [
         ("refer_val.json", "[{}]", "not as expected"),
         ("refer_val.json", "{}", "no list of tasks"),
+        ("refer_val.json", "[1]", "no list of tasks"),
+        ("image_data_split3000.json", "{}", "holds a dict; a list"),
         ("refer_val.json", "[", "not valid JSON"),
         ("image_data_split3000.json", "[{}]", "no list of PhraseCut's pictures"),
     ],
@@ -108,13 +111,20 @@ def test_a_task_of_an_unknown_picture_is_refused(root: Path) -> None:
         open_dataset(root, split="val")
 
 
-def test_joint_training_leaves_out_what_is_tested_on(red_boxes: Path) -> None:
-    from rt_ris_train.data import without_images
+@pytest.mark.parametrize(
+    "polygons",
+    [3, [3], [[3]], [[[3]]], [[["a", "b"]]], [[[1]]], [[[[1, 2, 3]]]], [[[[1, None]]]]],
+    ids=str,
+)
+def test_polygons_that_are_none_are_refused_at_opening(root: Path, polygons: object) -> None:
+    (root / "refer_val.json").write_text(json.dumps([task(1, "a square", polygons)]))
+    with pytest.raises(DataError, match=r"not as expected|no lists of x and y"):
+        open_dataset(root, split="val")
 
-    training = RefDataset.open(red_boxes, split="train")
-    other = training.with_refs(training.refs[:4])
-    kept = without_images(training, [other])
-    assert {ref.image_id for ref in kept} == {ref.image_id for ref in training.refs[4:]}
-    assert len(training) == 10
-    with pytest.raises(DataError, match="Nothing is left"):
-        without_images(training, [training])
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_points_that_are_nowhere_are_refused(root: Path, number: str) -> None:
+    text = json.dumps([task(1, "a square", [[SQUARE]])]).replace("2.9", number)
+    (root / "refer_val.json").write_text(text)
+    with pytest.raises(DataError, match="no lists of x and y"):
+        open_dataset(root, split="val")

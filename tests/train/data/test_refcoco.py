@@ -127,6 +127,26 @@ def test_splits_are_chosen_as_the_refer_api_does(root: Path, split: str, ids: li
     assert [ref.ref_id for ref in RefDataset.open(root, split=split)] == ids
 
 
+def test_crowds_are_passed_over_in_grefcoco_alone(root: Path) -> None:
+    path = root / "instances.json"
+    instances = json.loads(path.read_text())
+    instances["annotations"][1]["iscrowd"] = 1
+    path.write_text(json.dumps(instances))
+    refs = [_ref(1, [101, 102], "val"), _ref(2, [101], "val"), _ref(3, [-1], "val")]
+    for name in ("refs(unc).p", "grefs(unc).p"):
+        (root / "refs(unc).p").unlink(missing_ok=True)
+        (root / name).write_bytes(pickle.dumps(refs, protocol=2))
+        data = RefDataset.open(root, split="val")
+        if name.startswith("refs"):
+            assert [ref.ann_ids for ref in data] == [(101, 102), (101,), ()]
+        else:
+            assert [(ref.ref_id, ref.ann_ids, ref.no_target) for ref in data] == [
+                (1, (102,), False),
+                (3, (), True),
+            ]
+            np.testing.assert_array_equal(data.mask(data[0]), _block(20, 1, 5, 9))
+
+
 def test_train_is_not_part_of_test_splits() -> None:
     assert not in_split("train", "test")
     assert not in_split("trainval", "train")

@@ -8,7 +8,7 @@ contrast of the two sides act in training only. Pads are attended to: results de
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -57,6 +57,8 @@ from rt_ris_train.data.erasing import erase_nouns
 MEAN: Final = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 STD: Final = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 ERASED: Final = "erased_ids"
+LONGEST: Final = 512
+"""BERT has positions for so many tokens."""
 TEMPERATURE: Final = 0.05
 COSINE_FLOOR: Final = 1e-6
 
@@ -477,8 +479,9 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _build(config: DmmiConfig) -> Dmmi:
-    return seeded(partial(Dmmi, config))
+def _build(config: DmmiConfig, tokens: int | None = None) -> Dmmi:
+    chosen = config if tokens is None else replace(config, tokens=tokens)
+    return seeded(partial(Dmmi, chosen))
 
 
 LAYER: Final = 2 * (4 * 768 * 768 + 4 * 768) + (2 * 768 * 2048 + 2048 + 768) + 6 * 768
@@ -531,6 +534,7 @@ ARCHITECTURE = Architecture(
         "swin": Variant(
             summary="Swin-B and BERT-base, 480 pixels",
             build=partial(_build, DmmiConfig(image=SwinSize())),
+            longest=LONGEST,
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -545,6 +549,7 @@ ARCHITECTURE = Architecture(
         "r101": Variant(
             summary="ResNet-101 and BERT-base, 480 pixels",
             build=partial(_build, DmmiConfig(image=ResNetSize())),
+            longest=LONGEST,
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -555,6 +560,7 @@ ARCHITECTURE = Architecture(
         "tiny": Variant(
             summary="the published code path at toy size, for tests; all of it trains",
             build=partial(_build, TINY),
+            longest=LONGEST,
             published=False,
             weights_licence="random",
         ),

@@ -9,7 +9,7 @@ Bridger: results depend on L.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -57,6 +57,7 @@ from rt_ris_train.counting import network_multiply_adds, parameters
 MEAN: Final = (255 * 0.48145466, 255 * 0.4578275, 255 * 0.40821073)
 STD: Final = (255 * 0.26862954, 255 * 0.26130258, 255 * 0.27577711)
 BORDER: Final = (123, 117, 104)
+LONGEST: Final = clip_text.POSITIONS
 """CLIP's mean in whole levels, the border that the authors warp pictures onto."""
 
 POSITIONS: Final = "positional_embedding"
@@ -70,7 +71,7 @@ class EtrisConfig:
         image: of CLIP's image tower.
         text: of its text tower; a third of its layers lies before each meeting.
         side: S, pixels.
-        tokens: L.
+        tokens: L; 17 for RefCOCO and RefCOCO+, 22 for G-Ref.
         bridger_heads: of the Bridger's attentions.
         width: of the head.
         layers: of global alignment.
@@ -171,7 +172,7 @@ class DecoderStage(StageModule):
 class Etris(ReferringNetwork):
     """ETRIS on a CLIP of any size."""
 
-    supervision = Supervision(at="grid", target="nearest")
+    supervision = Supervision(at="grid", target="nearest", padding="background")
 
     def __init__(self, config: EtrisConfig) -> None:
         super().__init__()
@@ -346,8 +347,9 @@ def _channels(size: ResNetSize | VitSize) -> tuple[int, int, int]:
     return (8 * size.width, 16 * size.width, 32 * size.width)
 
 
-def _build(config: EtrisConfig) -> Etris:
-    return seeded(partial(Etris, config))
+def _build(config: EtrisConfig, tokens: int | None = None) -> Etris:
+    chosen = config if tokens is None else replace(config, tokens=tokens)
+    return seeded(partial(Etris, chosen))
 
 
 def _part(name: str) -> Callable[[ReferringNetwork], int]:
@@ -432,6 +434,7 @@ def _variant(summary: str, config: EtrisConfig, figures: tuple[Figure, ...]) -> 
     return Variant(
         summary=summary,
         build=partial(_build, config),
+        longest=LONGEST,
         published=True,
         weights_licence="CLIP MIT; the authors' fine-tuned weights MIT",
         figures=figures,
@@ -473,6 +476,7 @@ ARCHITECTURE = Architecture(
         "tiny": Variant(
             summary="the published code path at toy size, for tests; its towers train",
             build=partial(_build, TINY),
+            longest=LONGEST,
             published=False,
             weights_licence="random",
         ),

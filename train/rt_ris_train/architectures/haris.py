@@ -8,7 +8,7 @@ No code was published and the paper's text has lost its formulas: see the blocks
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -45,6 +45,7 @@ from rt_ris_train.blocks.pixels import Normalise
 from rt_ris_train.counting import parameters
 
 BLOCKS: Final = 3
+LONGEST: Final = clip_text.POSITIONS // 8 * 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,14 +249,16 @@ def _variant(size: str, summary: str) -> Variant:
     return Variant(
         summary=summary,
         build=partial(_build, HarisConfig(sam=size, text=ClipTextSize())),
+        longest=LONGEST,
         published=True,
         weights_licence="SAM Apache-2.0, CLIP MIT",
         figures=sam_sizes.figures(size, _encoder),
     )
 
 
-def _build(config: HarisConfig) -> Haris:
-    return seeded(partial(Haris, config))
+def _build(config: HarisConfig, tokens: int | None = None) -> Haris:
+    chosen = config if tokens is None else replace(config, tokens=tokens)
+    return seeded(partial(Haris, chosen))
 
 
 TINY: Final = HarisConfig(
@@ -279,6 +282,7 @@ ARCHITECTURE = Architecture(
         "tiny": Variant(
             summary="the published code path at toy size, for tests",
             build=partial(_build, TINY),
+            longest=LONGEST,
             published=False,
             weights_licence="random",
         ),

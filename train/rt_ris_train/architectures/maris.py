@@ -347,16 +347,16 @@ def build_lite() -> Maris:
 
 
 def build_sam(
-    *, size: str, text_width: int = 512, text_layers: int = 12, width: int = 256, tokens: int = 17
+    *, size: str, tokens: int = 17, text_width: int = 512, text_layers: int = 12, width: int = 256
 ) -> Maris:
     """A published size, with seeded random weights until official ones are imported.
 
     Args:
         size: a key of ``backbones.sam_sizes.SIZES``.
+        tokens: 17 for RefCOCO and RefCOCO+, 25 for G-Ref.
         text_width: of CLIP's tower; 512 as ViT-B/16's and RN101's.
         text_layers: of CLIP's tower.
         width: C.
-        tokens: 17 for RefCOCO and RefCOCO+, 25 for G-Ref.
     """
     from rt_ris_train.backbones import clip_text, sam
 
@@ -390,12 +390,19 @@ def build_sam(
 
 _SHIPPED = Path(__file__).parent.parent / "checkpoints" / "maris-lite.safetensors"
 _SAM = "SAM Apache-2.0, CLIP MIT"
+LONGEST = 72
+"""CLIP has positions for 77 tokens; sentences are padded to a multiple of 8."""
+
+
+def _build(make: Callable[..., Maris], tokens: int = 17) -> Maris:
+    return seeded(partial(make, tokens=tokens))
 
 
 def _sam_variant(size: str, summary: str) -> Variant:
     return Variant(
         summary=summary,
-        build=partial(seeded, partial(build_sam, size=size)),
+        build=partial(_build, partial(build_sam, size=size)),
+        longest=LONGEST,
         published=True,
         weights_licence=_SAM,
         figures=sam_sizes.figures(size, _encoder),
@@ -423,9 +430,9 @@ ARCHITECTURE = Architecture(
         "tiny": Variant(
             summary="the published code path at toy size, for tests",
             build=partial(
-                seeded,
-                partial(build_sam, size="tiny", text_width=64, text_layers=2, width=32, tokens=17),
+                _build, partial(build_sam, size="tiny", text_width=64, text_layers=2, width=32)
             ),
+            longest=LONGEST,
             published=False,
             weights_licence="random",
         ),

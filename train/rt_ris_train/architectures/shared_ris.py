@@ -7,8 +7,9 @@ what it leaves open.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -50,6 +51,10 @@ from rt_ris_train.blocks.shared import SharedDecoder, SharedPyramid
 from rt_ris_train.counting import network_multiply_adds, parameters
 from rt_ris_train.data.synth.vocabulary import COLOURS, default_vocabulary
 
+_LOG = logging.getLogger(__name__)
+SPARE_ROWS: Final = 64
+"""Rows of BEiT-3's table, 64,010, that may well have no token: it is rounded up."""
+LONGEST: Final = beit3.TEXT_POSITIONS - beit3.OFFSET
 VOCABULARY: Final = OfficialTokenizer(
     title="beit3.spm",
     source="the page of BEiT-3 in the repository microsoft/unilm on GitHub",
@@ -140,6 +145,19 @@ class SharedRis(ReferringNetwork):
         """Take the document made of the published vocabulary."""
         if self.config.tokenizer is not None:
             super().use_tokenizer(document)
+        words, rows = Tokenizer.from_str(document).get_vocab_size(), self.config.encoder.vocabulary
+        if words > rows:
+            raise CheckpointError(
+                f"The vocabulary has {words} tokens; the network's table has {rows} rows. Give "
+                f"{VOCABULARY.title}, whose tokens BEiT-3 was trained on."
+            )
+        if words < rows - SPARE_ROWS:
+            _LOG.warning(
+                "The vocabulary has %d tokens for a table of %d rows: is it %s?",
+                words,
+                rows,
+                VOCABULARY.title,
+            )
         self._document = document
 
     def official_keys(self) -> Mapping[str, OfficialFile]:
@@ -189,8 +207,9 @@ TOY_WORDS: Final = 1024
 """Rows of the toy size's table, at least as many as its tokenizer has words."""
 
 
-def _build(config: SharedConfig) -> SharedRis:
-    return seeded(partial(SharedRis, config))
+def _build(config: SharedConfig, tokens: int | None = None) -> SharedRis:
+    chosen = config if tokens is None else replace(config, tokens=tokens)
+    return seeded(partial(SharedRis, chosen))
 
 
 PAPER: Final = "paper, table 7"
@@ -270,6 +289,7 @@ ARCHITECTURE = Architecture(
         "base": Variant(
             summary="BEiT-3 base, 480 pixels",
             build=partial(_build, BASE),
+            longest=LONGEST,
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -282,6 +302,7 @@ ARCHITECTURE = Architecture(
         "large": Variant(
             summary="BEiT-3 large, 480 pixels",
             build=partial(_build, LARGE),
+            longest=LONGEST,
             published=True,
             weights_licence=_LICENCE,
             figures=(
@@ -293,6 +314,7 @@ ARCHITECTURE = Architecture(
         "tiny": Variant(
             summary="the published code path at toy size with a toy vocabulary, for tests",
             build=partial(_build, TINY),
+            longest=LONGEST,
             published=False,
             weights_licence="random",
         ),

@@ -159,8 +159,9 @@ class FeatureStore:
     def fill(self) -> None:
         """Compute what is missing; may be killed and called again."""
         with torch.no_grad():
-            if self.stored:
+            if self.images:
                 self._fill_images()
+            if self.texts:
                 self._fill_texts()
             self._fill_token_masks()
             if self.on_grid:
@@ -400,5 +401,5 @@ def _fingerprint(network: ReferringNetwork, table: SplitTable) -> str:
         if not value.requires_grad:
             digest.update(f"{name} {tuple(value.shape)} {float(value.double().sum()):.9g}".encode())
     refs = [(ref.image_id, ref.file_name, ref.ann_ids) for ref in table.dataset.refs]
-    digest.update(json.dumps([str(table.dataset.root), refs, table.texts]).encode())
+    digest.update(json.dumps([table.dataset.name, refs, table.texts]).encode())
     return digest.hexdigest()[:16]

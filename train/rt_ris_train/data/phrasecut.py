@@ -22,8 +22,8 @@ INDEXES = ("image_data_split3000.json", "image_data_split.json")
 PARTS = {"val_miniv": ("val", "miniv")}
 """Names of several splits together: the file of 'val' leaves out 'miniv'."""
 
-Polygons = Sequence[Sequence[Sequence[Sequence[float]]]]
-"""Instances, polygons of each, points, x and y."""
+Polygons = Sequence[Sequence[Sequence[tuple[int, int]]]]
+"""Instances, polygons of each, points, x and y cut to whole pixels."""
 
 
 class PhraseCut(RefDataset):
@@ -48,7 +48,7 @@ class PhraseCut(RefDataset):
 
 
 def draw_polygons(instances: Polygons, *, height: int, width: int) -> BoolMask:
-    """Fill and outline every polygon, its points cut to whole pixels.
+    """Fill and outline every polygon.
 
     Polygons of fewer than two points are left out, as by the authors.
 
@@ -60,7 +60,7 @@ def draw_polygons(instances: Polygons, *, height: int, width: int) -> BoolMask:
     for polygons in instances:
         for points in polygons:
             if len(points) >= 2:
-                pen.polygon([(int(x), int(y)) for x, y in points], outline=1, fill=1)
+                pen.polygon(points, outline=1, fill=1)
     drawn: BoolMask = np.asarray(canvas, dtype=np.bool_)
     return drawn
 
@@ -80,15 +80,14 @@ def open_phrasecut(root: Path, *, split: str) -> PhraseCut:
     Raises:
         DataError: a file is missing or damaged, or the split is none.
     """
-    index = next(root / name for name in INDEXES if (root / name).is_file())
-    images = _images(load_json(index), index)
+    images = _images(root)
     refs: list[Ref] = []
     polygons: dict[int, Polygons] = {}
     for part in PARTS.get(split, (split,)):
         for task in _tasks(root, part):
             ref_id = len(refs)
             refs.append(_ref(task, ref_id, images, split=part))
-            polygons[ref_id] = task["Polygons"]
+            polygons[ref_id] = _polygons(task)
     used = {ref.image_id for ref in refs}
     kept = {image_id: info for image_id, info in images.items() if image_id in used}
     return PhraseCut(root, refs=tuple(refs), images=kept, polygons=polygons)
@@ -102,22 +101,48 @@ def _tasks(root: Path, split: str) -> list[dict[str, Any]]:
             f"'{root}' has no split '{split}' ('{path.name}'); its splits are: {there or 'none'}."
         )
     loaded = load_json(path)
-    if not isinstance(loaded, list) or not loaded:
+    if not isinstance(loaded, list) or not loaded or not all(isinstance(t, dict) for t in loaded):
         raise DataError(f"'{path}' holds no list of tasks.")
     return loaded
 
 
-def _images(loaded: object, path: Path) -> dict[int, ImageInfo]:
+def phrasecut_pictures(root: Path) -> set[ImageInfo]:
+    """Every picture of all splits.
+
+    Raises:
+        DataError: their list is damaged.
+    """
+    return set(_images(root).values())
+
+
+def _images(root: Path) -> dict[int, ImageInfo]:
+    path = next(root / name for name in INDEXES if (root / name).is_file())
+    loaded = load_json(path)
+    if not isinstance(loaded, list):
+        raise DataError(f"'{path}' holds a {type(loaded).__name__}; a list is expected.")
     try:
-        assert isinstance(loaded, list)
         return {
             int(entry["image_id"]): ImageInfo(
                 f"{int(entry['image_id'])}.jpg", int(entry["height"]), int(entry["width"])
             )
             for entry in loaded
         }
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"'{path}' is no list of PhraseCut's pictures: {error!r}.") from error
+
+
+def _polygons(task: Mapping[str, Any]) -> Polygons:
+    """The authors' tool cuts points to whole pixels before it draws."""
+    try:
+        return [
+            [[(int(x), int(y)) for x, y in points] for points in polygons]
+            for polygons in task["Polygons"]
+        ]
+    except (OverflowError, TypeError, ValueError) as error:
+        raise DataError(
+            f"PhraseCut's task {task.get('task_id')} has polygons that are no lists of x and y: "
+            f"{error}."
+        ) from error
 
 
 def _ref(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -37,6 +37,7 @@ IMAGE_FOLDERS: tuple[str, ...] = tuple(
         "trainval2014",
     )
 )
+_GREFCOCO = "grefs("
 _NO_ANNOTATION = -1  # gRefCOCO's mark for "refers to nothing here"
 
 
@@ -106,6 +107,7 @@ class RefDataset:
     ) -> None:
         """Hold tables that are already checked; use `RefDataset.open` to read a folder."""
         self.root = root
+        self.name = str(root)
         self.refs = refs
         self._images = images
         self._segmentations = segmentations
@@ -140,6 +142,8 @@ class RefDataset:
         instances = _load_instances(root / "instances.json")
         images = _read_images(instances, root, wanted={r.get("image_id") for r in chosen})
         refs = tuple(_read_ref(record, images, refs_path) for record in chosen)
+        if refs_path.name.startswith(_GREFCOCO):
+            refs = _without_crowds(instances, refs, root)
         segmentations = _read_segmentations(instances, refs, root)
         return cls(root, refs=refs, images=images, segmentations=segmentations)
 
@@ -159,7 +163,7 @@ class RefDataset:
             DataError: no ref is left.
         """
         if not refs:
-            raise DataError(f"Nothing is left of '{self.root}' after leaving pictures out.")
+            raise DataError(f"Nothing is left of '{self.name}' after leaving pictures out.")
         chosen = copy.copy(self)
         chosen.refs = refs
         return chosen
@@ -168,9 +172,13 @@ class RefDataset:
         """Every sentence with its ref: the unit in which test scores are published."""
         return [(ref, sentence) for ref in self.refs for sentence in ref.sentences]
 
+    def info(self, ref: Ref) -> ImageInfo:
+        """Name and size of the ref's image."""
+        return self._images[ref.image_id]
+
     def size(self, ref: Ref) -> tuple[int, int]:
         """Height and width of the ref's image in pixels, without opening it."""
-        info = self._images[ref.image_id]
+        info = self.info(ref)
         return info.height, info.width
 
     def image_path(self, ref: Ref) -> Path:
@@ -227,6 +235,17 @@ def in_split(ref_split: str, wanted: str) -> bool:
     if wanted == "test":
         return "test" in ref_split
     return ref_split == wanted
+
+
+def pictures_outside(root: Path, *, split: str, split_by: str | None = None) -> set[ImageInfo]:
+    """The pictures that have a ref in any other split than the named one.
+
+    Raises:
+        DataError: as ``RefDataset.open``.
+    """
+    records = _load_records(_find_refs_file(root, split_by))
+    others = {r.get("image_id") for r in records if not in_split(str(r.get("split")), split)}
+    return set(_read_images(_load_instances(root / "instances.json"), root, wanted=others).values())
 
 
 def _find_refs_file(root: Path, split_by: str | None) -> Path:
@@ -301,6 +320,22 @@ def _safe_name(name: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
         raise ValueError(f"file_name {name!r} leaves the image folder")
     return name
+
+
+def _without_crowds(instances: Record, refs: Sequence[Ref], root: Path) -> tuple[Ref, ...]:
+    """Leave out crowds, which gRefCOCO's refs name here and there and its own reader passes over.
+
+    A ref of crowds alone has nothing to compare with and is left out.
+    """
+    try:
+        crowds = {a["id"] for a in instances["annotations"] if a.get("iscrowd")}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"Bad 'annotations' in '{root / 'instances.json'}': {error!r}.") from error
+    single = [
+        replace(ref, ann_ids=tuple(ann_id for ann_id in ref.ann_ids if ann_id not in crowds))
+        for ref in refs
+    ]
+    return tuple(ref for ref in single if ref.ann_ids or ref.no_target)
 
 
 def _read_segmentations(
