@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from rt_ris.cli import main
 from rt_ris.errors import CheckpointError, DataError, OutputError, RecipeError, StorageError
 from rt_ris_train.architecture import load
 from rt_ris_train.checkpoint import load_network, trained_state, write_atomically
@@ -302,3 +303,18 @@ def test_the_loss_of_etris_is_a_mean_over_all_cells(red_boxes: Path, tmp_path: P
     found = total_loss(outputs, run._supervised(target), weights=recipe.loss)
     theirs = functional.binary_cross_entropy_with_logits(outputs.logits.float(), target.share)
     torch.testing.assert_close(found, theirs)
+
+
+def test_the_command_takes_data_and_length(red_boxes: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'arch = "etris"\nvariant = "tiny"\nsteps = 1\nimages = 2\nsentences = 1\n'
+        "cache_features = false\nvalidate_every = 1\n"
+    )
+    words = ["train", "--recipe", str(recipe), "--data", str(red_boxes), "--split-by", "synth"]
+    words += ["--split", "train", "--hold-out", "0.2", "--tokens", "9"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    assert load_network("etris", "tiny", path).network.text.max_tokens == 9
+    assert main([*words, "--val-split", "train", "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
