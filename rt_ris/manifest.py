@@ -63,6 +63,7 @@ class StageArtefact:
         target: what the file was made for.
         multiply_adds: of one run on one sentence (image stages: on one picture).
         parameters: number of stored weights.
+        half_weights: share of them in half precision, 0..1; ``half_multiply_adds`` likewise.
     """
 
     spec: StageSpec
@@ -70,6 +71,8 @@ class StageArtefact:
     target: TargetSpec
     multiply_adds: int
     parameters: int
+    half_weights: float = 0.0
+    half_multiply_adds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,7 @@ class ParitySummary:
     Attributes:
         relative_error_limit: the gate on every stage output.
         mask_iou_limit: the gate on every mask, 0..1.
-        relative_error: the worst stage output.
-        mask_iou: the worst mask.
+        relative_error, mask_iou: of the worst stage output and of the worst mask.
         flips: pixels over all masks on the other side of the threshold.
         cases: number of pairs of picture and sentence.
     """
@@ -124,8 +126,7 @@ class Manifest:
     """Everything a runtime needs to know; without ``members`` it is a draft, not yet sealed.
 
     Attributes:
-        architecture: for humans; no code depends on it.
-        variant: for humans; no code depends on it.
+        architecture, variant: for humans; no code depends on them.
         stages: in running order.
         tokenizer: name of the member that holds the ``tokenizers`` document.
         members: every file of the bundle but the manifest and its hash; filled in by
@@ -277,6 +278,8 @@ def _stage_faults(manifest: Manifest) -> Faults:
             yield f"{path}.spec.id", f"is {stage.spec.id!r}; accepted are letters, digits, _ and -"
         if stage.multiply_adds < 0 or stage.parameters < 0:
             yield path, "has a negative count of multiply-adds or parameters"
+        if not (0 <= stage.half_weights <= 1 and 0 <= stage.half_multiply_adds <= 1):
+            yield f"{path}.half_weights", "or half_multiply_adds is no share; accepted is 0 to 1"
         for side in ("inputs", "outputs"):
             for number, spec in enumerate(getattr(stage.spec, side)):
                 if not _shape_ok(spec):

@@ -70,13 +70,14 @@ def bicubic_corners(before: int, after: int) -> Taps:
     return Taps(index=index, weight=_cubic(centre - first))
 
 
-def affine(before: int, after: int, *, scale: float, offset: float, rows: bool) -> Taps:
-    """One axis of OpenCV 4's ``warpAffine(flags=INTER_CUBIC)`` with a constant border.
+def affine(
+    before: int, after: int, *, scale: float, offset: float, rows: bool, linear: bool = False
+) -> Taps:
+    """One axis of OpenCV 4's ``warpAffine``, INTER_CUBIC or INTER_LINEAR, with a constant border.
 
     Sample x that is wanted lies at ``scale * x + offset`` of those that are there. OpenCV rounds
-    that to a 1024th, for columns each summand alone, and then to a 32nd
-    (modules/imgproc/src/imgwarp.cpp). What a kernel reaches outside has weight zero, so that the
-    border's share is what lacks to one.
+    that to a 1024th, for columns each summand alone, and then to a 32nd (imgproc/src/imgwarp.cpp).
+    What a kernel reaches outside has weight zero: the border's share is what lacks to one.
     """
     along = scale * np.arange(after)
     if rows:
@@ -84,9 +85,10 @@ def affine(before: int, after: int, *, scale: float, offset: float, rows: bool) 
     else:
         fine = np.rint(along * _COORDINATE_SCALE) + np.rint(offset * _COORDINATE_SCALE)
     position = (fine.astype(np.int64) + _HALF_POSITION) // (_COORDINATE_SCALE // POSITIONS)
-    index = position // POSITIONS + np.arange(-1, 3)[:, None]
+    index = position // POSITIONS + (np.arange(2) if linear else np.arange(-1, 3))[:, None]
     inside = (index >= 0) & (index < before)
-    weight = _cubic((position % POSITIONS) / POSITIONS)
+    after_it = (position % POSITIONS) / POSITIONS
+    weight = np.stack((1 - after_it, after_it)) if linear else _cubic(after_it)
     return Taps(index=np.clip(index, 0, before - 1), weight=np.where(inside, weight, 0.0))
 
 

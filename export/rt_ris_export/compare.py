@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,6 @@ import numpy.typing as npt
 from rt_ris.gate import PROVING, relative_error, scale, verdict_is_settled
 from rt_ris.mask import Mask, logit, place
 from rt_ris_export.parity_record import Deviation, MaskParity
-
-MASK_BAND: Final = 1.0e-3
-"""Half width of a mask's tie band in rms of its logits: ten times the gate on the logits."""
 
 Array = npt.NDArray[Any]
 
@@ -32,14 +29,22 @@ def by_sentence(found: Array, truth: Array) -> tuple[Deviation, ...]:
 
 
 def compare_masks(
-    found: Mask, truth: Mask, *, picture: str, expressions: int, tied: bool
+    found: Mask, truth: Mask, *, picture: str, expressions: int, tied: bool, band: float
 ) -> MaskParity:
-    """Compare two answers to one sentence, pixel by pixel, as if the thing existed in both."""
+    """Compare two answers to one sentence, pixel by pixel, as if the thing existed in both.
+
+    Args:
+        found: ours.
+        truth: PyTorch's.
+        picture: its name.
+        expressions: N of the call.
+        tied: a score lies at the threshold of a hard decision.
+        band: half width of the masks' tie band, in rms of the logits.
+    """
     margin = _margin(truth)
     inside, truly = _margin(found) > 0, margin > 0
     differs = inside != truly
-    band = MASK_BAND * float(np.sqrt(np.mean(np.square(margin, dtype=np.float64))))
-    near = np.abs(margin) <= band
+    near = np.abs(margin) <= band * float(np.sqrt(np.mean(np.square(margin, dtype=np.float64))))
     union = int((inside | truly).sum())
     coverage = float(truly.mean())
     return MaskParity(

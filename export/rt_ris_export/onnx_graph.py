@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy.typing as npt
@@ -41,6 +42,7 @@ _FLOATS: Final = (
     TensorProto.DOUBLE,
 )
 _STANDARD: Final = ("", "ai.onnx")
+LARGEST_HALF: Final = 65504.0
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -193,10 +195,47 @@ def multiply_adds(model: ModelProto) -> int:
     Raises:
         PlanError: the shape of a counted tensor cannot be inferred.
     """
+    return sum(cost.multiply_adds for cost in costs(model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Multiply-adds of one node, and whether it computes in half precision."""
+
+    node: str
+    op_type: str
+    multiply_adds: int
+    half: bool
+
+
+def costs(model: ModelProto) -> tuple[Cost, ...]:
+    """The multiply-adds of every node that has some, for a run with N = 1.
+
+    Raises:
+        PlanError: the shape of a counted tensor cannot be inferred.
+    """
     flat = _with_one_expression(inliner.inline_local_functions(model))
     inferred = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
-    shapes = _shapes(inferred.graph)
-    return sum(_cost(node, shapes) for node in inferred.graph.node)
+    shapes, types = _shapes(inferred.graph), element_types(inferred)
+    counted = (
+        Cost(
+            node=node.name or node.output[0],
+            op_type=node.op_type,
+            multiply_adds=_cost(node, shapes),
+            half=types.get(node.output[0]) == TensorProto.FLOAT16,
+        )
+        for node in inferred.graph.node
+    )
+    return tuple(cost for cost in counted if cost.multiply_adds)
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """The element type of every tensor whose type is stated."""
+    graph = model.graph
+    types = {entry.name: entry.data_type for entry in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
 
 
 def _with_one_expression(model: ModelProto) -> ModelProto:

@@ -96,7 +96,8 @@ class ParityRecord:
     """The gate's whole record.
 
     Attributes:
-        tolerance: limit on relative deviations.
+        alone: limit on relative deviations of stages alone.
+        tolerance: limit on relative deviations along the chain.
         mask_iou_limit: limit on the IoU of masks that prove something.
         mask_band: half width of the masks' tie band, in rms of the mask's logits.
         tie_band: the same for hard decisions inside stages, in rms of their scores.
@@ -107,10 +108,13 @@ class ParityRecord:
         tied_flips: the most ``flips_outside`` of a tied sentence, as a share of its pixels.
         seeded: the weights are random ones; then the logits count and the masks prove little.
         proving: number of masks that prove something.
+        remedies: what a ladder has done to stages that missed.
+        plain: the stages in float32, before they were narrowed; empty for a float32 export.
         stages: in running order.
         masks: in the gate's order.
     """
 
+    alone: float
     tolerance: float
     mask_iou_limit: float
     mask_band: float
@@ -124,6 +128,8 @@ class ParityRecord:
     proving: int
     stages: tuple[StageParity, ...]
     masks: tuple[MaskParity, ...]
+    remedies: tuple[str, ...] = ()
+    plain: tuple[StageParity, ...] = ()
 
     def summary(self) -> ParitySummary:
         """The numbers that go into the manifest."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from rt_ris.errors import RecipeError
+from rt_ris_export.limits import LIMITS, Limits
 
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16"]
+Remedy = Literal["none", "auto"]
 Target = Literal["onnx"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 TARGETS: Final[tuple[str, ...]] = get_args(Target)
-TOLERANCE: Final = 1.0e-4
-"""Relative error that a stage may have against PyTorch; float32 graphs stay near 1e-6."""
+REMEDIES: Final[tuple[str, ...]] = get_args(Remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,10 @@ class ExportRecipe:
         out: the bundle to write; None for ``./<arch>-<variant>.bundle``.
         precision: arithmetic of the graphs.
         target: what the graphs are made for.
-        tolerance: the gate on every stage output, as a relative error.
+        remedy: ``auto`` computes more of a stage that misses the gate in float32, and records what
+            it took; ``none`` fails.
+        tolerance: the gate on every stage output, as a relative error, alone and in the chain;
+            None for the precision's own (``limits``).
         gate: data in RefCOCO's format whose pictures and sentences the gate takes, for a network
             that knows nothing on the shipped photographs; None for those.
         gate_split: split of ``gate``.
@@ -47,7 +51,8 @@ class ExportRecipe:
     out: Path | None = None
     precision: Precision = "fp32"
     target: Target = "onnx"
-    tolerance: float = TOLERANCE
+    remedy: Remedy = "none"
+    tolerance: float | None = None
     gate: Path | None = None
     gate_split: str = "test"
     overwrite: bool = False
@@ -55,11 +60,19 @@ class ExportRecipe:
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("target", self.target, TARGETS)
-        if not 0 < self.tolerance <= 0.1:
+        _one_of("remedy", self.remedy, REMEDIES)
+        if self.tolerance is not None and not 0 < self.tolerance <= 0.1:
             raise RecipeError(
                 f"tolerance is {self.tolerance}; accepted is a relative error above 0 and up to "
-                f"0.1, such as {TOLERANCE}."
+                f"0.1, such as {LIMITS[self.precision].tolerance}."
             )
+
+    def limits(self) -> Limits:
+        """What the gate allows."""
+        limits = LIMITS[self.precision]
+        if self.tolerance is None:
+            return limits
+        return replace(limits, alone=self.tolerance, tolerance=self.tolerance)
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> ExportRecipe:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,15 @@ from rt_ris.spec import StageSpec
 from rt_ris_export import onnx_graph
 from rt_ris_export.steps.function import kernel_of
 
-TIE_BAND: Final = 1.0e-5
-"""In rms of the scores: a tenth of the gate, some ten times what float32 rounds off."""
-
 Array = npt.NDArray[Any]
 Opener = Callable[[StageSpec, bytes], Runner]
+
+
+def typed(values: Mapping[str, Array], spec: StageSpec) -> dict[str, Array]:
+    """What a stage reads, in the types that it declares."""
+    return {
+        tensor.name: values[tensor.name].astype(tensor.dtype, copy=False) for tensor in spec.inputs
+    }
 
 
 class TieFinder:
@@ -33,9 +37,11 @@ class TieFinder:
         spec: the stage.
         model: its graph.
         opened: opens a graph on the backend that the gate uses.
+        band: half width of the tie band, in rms of the scores.
     """
 
-    def __init__(self, *, spec: StageSpec, model: ModelProto, opened: Opener) -> None:
+    def __init__(self, *, spec: StageSpec, model: ModelProto, opened: Opener, band: float) -> None:
+        self._band = band
         self._spec, self._model, self._opened = spec, model, opened
         self._nodes = [node for node in onnx_graph.custom_nodes(model) if kernel_of(node).closeness]
         self._runner: Runner | None = None
@@ -51,13 +57,13 @@ class TieFinder:
         Args:
             values: the stage's inputs by name; others are ignored.
         """
-        inputs = {tensor.name: values[tensor.name] for tensor in self._spec.inputs}
+        inputs = typed(values, self._spec)
         result = np.zeros(max(len(array) for array in inputs.values()), dtype=np.bool_)
         known = self._inner(inputs) if self._nodes else {}
         for node in self._nodes:
             arrays = [known[name] for name in node.input]
             attributes = onnx_graph.attribute_values(node)
-            result |= kernel_of(node).distance_to_ties(arrays, attributes) <= TIE_BAND
+            result |= kernel_of(node).distance_to_ties(arrays, attributes) <= self._band
         return result
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from rt_ris.manifest import StageArtefact
 from rt_ris.spec import StageSpec, TensorSpec
 
 PROVIDERS = ("CPUExecutionProvider",)
+UNSAFE_IN_HALF = ("NchwcTransformer",)
+"""Optimisers of ONNX Runtime (1.31) that crash the process on some half-precision graphs."""
 
 _TYPES = {
     "tensor(float)": "float32",
@@ -88,7 +90,10 @@ def open_stage(artefact: StageArtefact, model: bytes, *, threads: int | None) ->
         engine = cast(
             _Engine,
             onnxruntime.InferenceSession(
-                model, sess_options=_options(threads), providers=list(PROVIDERS)
+                model,
+                sess_options=_options(threads),
+                providers=list(PROVIDERS),
+                disabled_optimizers=[] if target.precision == "fp32" else list(UNSAFE_IN_HALF),
             ),
         )
     except Exception as error:  # the engine's own classes are not public

@@ -66,6 +66,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
             needs=(*_TRAIN, "onnx", "onnxscript", "onnxruntime", "rt_ris_export"),
             extras="export,lite",
         ),
+        "build": Verb(module="build"),
         "verify": Verb(module="verify", needs=("onnxruntime",), extras="cpu"),
         "segment": Verb(module="segment", needs=("onnxruntime",), extras="cpu"),
         "inspect": Verb(module="inspect"),

@@ -7,18 +7,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rt_ris.bundle import Bundle
 from rt_ris.cli.options import add_json, add_weights, print_json, shown
 
 if TYPE_CHECKING:
     from rt_ris_export.parity_record import ParityRecord
     from rt_ris_export.step import Progress
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16")
 TARGETS = ("onnx",)
 
 
@@ -33,7 +34,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--target", choices=TARGETS, default="onnx")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="limit on stages' relative errors [1e-4]"
+        "--remedy",
+        choices=("none", "auto"),
+        default="none",
+        help="auto: where a stage misses the gate in fp16, compute more of it in fp32 and say so",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="limit on stages' relative errors [fp32: 1e-4; fp16: 3e-2 alone, 0.1 chained]",
     )
     parser.add_argument(
         "--gate",
@@ -63,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         precision=args.precision,
         target=args.target,
+        remedy=args.remedy,
         tolerance=args.tolerance,
         gate=args.gate,
         gate_split=args.gate_split,
@@ -72,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
         path = export_bundle(recipe, progress=_progress)
     seconds = round(time.perf_counter() - began, 1)
     record = read_record(path)
+    precision = _precision(path)
     if args.json:
-        print_json(_result(path, record, seconds=seconds))
+        print_json(_result(path, record, seconds=seconds) | {"precision": precision})
     else:
-        print(_table(path, record, seconds=seconds))
+        print("\n".join([*_precision_lines(precision), _table(path, record, seconds=seconds)]))
     return 0
 
 
@@ -101,6 +112,31 @@ def _progress(news: Progress) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _precision(path: Path) -> list[dict[str, object]]:
+    """What each stage is called, and its share in half precision."""
+    return [
+        {
+            "stage": stage.spec.id,
+            "precision": stage.target.precision,
+            "half_weights": stage.half_weights,
+            "half_multiply_adds": stage.half_multiply_adds,
+        }
+        for stage in Bundle.open(path).manifest.stages
+    ]
+
+
+def _precision_lines(stages: Sequence[Mapping[str, object]]) -> list[str]:
+    if all(stage["precision"] == "fp32" for stage in stages):
+        return []
+    lines = ["in half precision                   weights   multiply-adds"]
+    lines += [
+        f"  {stage['stage']!s:<15}{stage['precision']!s:<15}"
+        f"{stage['half_weights']:>11.1%}{stage['half_multiply_adds']:>16.1%}"
+        for stage in stages
+    ]
+    return lines
+
+
 def _result(path: Path, record: ParityRecord, *, seconds: float) -> dict[str, object]:
     from rt_ris.records import to_data
 
@@ -121,6 +157,7 @@ def _table(path: Path, record: ParityRecord, *, seconds: float) -> str:
         f"masks: {summary.cases}, smallest IoU {summary.mask_iou:.4f}, {summary.flips} pixels "
         f"flipped; {record.proving} cover 5 to 95 % of their picture and so prove something",
     ]
+    lines += [f"remedy: {step}" for step in record.remedies]
     if record.seeded:
         lines.append("The weights are seeded random ones, not trained: masks mean nothing.")
     return "\n".join([*lines, f"{path} written in {seconds} s"])

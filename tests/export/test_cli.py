@@ -38,7 +38,7 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "limit 1e-04: passed" in out
     assert "not trained: masks mean nothing" in out
     assert str(tmp_path / "a.bundle") in out
-    assert "[4/5] parity    PyTorch on chelsea with 3 sentences" in err
+    assert "[5/6] parity    PyTorch on chelsea with 3 sentences" in err
 
 
 @pytest.mark.usefixtures("quick", "one_picture")
@@ -50,7 +50,7 @@ def test_json_is_alone_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert result["parity"]["stages"][0]["id"] == "image_encoder"
 
 
-@pytest.mark.parametrize("words", [["--precision", "fp16"], ["--target", "tensorrt"]])
+@pytest.mark.parametrize("words", [["--precision", "int8"], ["--target", "tensorrt"]])
 def test_only_what_exists_is_offered(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         _parsed(*words)

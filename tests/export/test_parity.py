@@ -18,6 +18,7 @@ from rt_ris.text import Tokenizer
 from rt_ris_export import onnx_graph
 from rt_ris_export.compare import by_sentence, compare_masks, deviation
 from rt_ris_export.gate_data import GateSample, shipped_samples
+from rt_ris_export.limits import LIMITS, Limits
 from rt_ris_export.parity_record import Deviation, MaskParity, ParityRecord, worst
 from rt_ris_export.steps import parity
 from rt_ris_export.ties import TieFinder
@@ -25,6 +26,8 @@ from rt_ris_export.truth import activations
 from rt_ris_train.architecture import Batch
 
 from .conftest import Traced
+
+FULL = LIMITS["fp32"]
 
 
 def _given(traced: Traced, sample: GateSample) -> dict[str, np.ndarray]:
@@ -47,10 +50,14 @@ def _files(traced: Traced, folder: Path, **changed: bytes) -> dict[str, Path]:
     return paths
 
 
-def _measured(traced: Traced, graphs: Mapping[str, Path], *, seeded: bool = True) -> ParityRecord:
+def _measured(
+    traced: Traced, graphs: Mapping[str, Path], *, seeded: bool = True, limits: Limits = FULL
+) -> ParityRecord:
     """The gate on one picture."""
     samples = shipped_samples()[:1]
-    return parity.measure(traced.network, graphs, samples=samples, tolerance=1e-4, seeded=seeded)[0]
+    return parity.measure(
+        traced.network, graphs, samples=samples, limits=limits, seeded=seeded
+    ).record
 
 
 def test_the_truth_is_the_forward_pass_of_training(traced: Traced) -> None:
@@ -123,6 +130,7 @@ def test_masks_are_compared_inside_and_outside_the_tie_band(interpolate: str) ->
         picture="p",
         expressions=1,
         tied=False,
+        band=FULL.mask_band,
     )
     assert (measured.flips, measured.flips_outside) == (1, 1)
     assert measured.iou == pytest.approx(50 / 52)
@@ -134,7 +142,12 @@ def test_existence_empties_no_comparison() -> None:
     logits = np.ones((10, 10))
     logits[:5] = -1.0
     measured = compare_masks(
-        _mask(logits, existence=0.1), _mask(logits), picture="p", expressions=1, tied=False
+        _mask(logits, existence=0.1),
+        _mask(logits),
+        picture="p",
+        expressions=1,
+        tied=False,
+        band=FULL.mask_band,
     )
     assert measured.existence_differs
     assert measured.existence_turned
@@ -144,14 +157,16 @@ def test_existence_empties_no_comparison() -> None:
 @pytest.mark.parametrize("value", [-1.0, 1.0])
 def test_empty_and_full_masks_prove_nothing(value: float) -> None:
     mask = _mask(np.full((10, 10), value))
-    measured = compare_masks(mask, mask, picture="p", expressions=1, tied=False)
+    measured = compare_masks(
+        mask, mask, picture="p", expressions=1, tied=False, band=FULL.mask_band
+    )
     assert (measured.iou, measured.proves) == (1.0, False)
 
 
 def test_ties_are_found_inside_a_stage(traced: Traced) -> None:
     spec = traced.network.graph().stage("fusion")
     model = onnx_graph.parse(traced.graphs["fusion"])
-    finder = TieFinder(spec=spec, model=model, opened=parity._open)
+    finder = TieFinder(spec=spec, model=model, opened=parity._open, band=FULL.tie_band)
     values = activations(traced.network, _given(traced, shipped_samples()[0]))
     values = {tensor.name: values[tensor.name].copy() for tensor in spec.inputs}
     untied = finder.tied(values)
@@ -176,7 +191,7 @@ def test_a_stage_without_decisions_has_no_ties(traced: Traced) -> None:
     spec = traced.network.graph().stage("decoder")
     model = onnx_graph.parse(traced.graphs["decoder"])
     values = activations(traced.network, _given(traced, shipped_samples()[0]))
-    finder = TieFinder(spec=spec, model=model, opened=parity._open)
+    finder = TieFinder(spec=spec, model=model, opened=parity._open, band=FULL.tie_band)
     assert not finder.tied(values).any()
 
 
@@ -193,8 +208,7 @@ def test_a_tie_excuses_a_few_samples_and_no_more(
     with pytest.raises(ParityError, match="differs from PyTorch on 4 of 4 samples") as caught:
         _measured(traced, graphs)
     assert caught.value.stage == "fusion"
-    monkeypatch.setattr(parity, "TIED_SHARE", 1.0)
-    record = _measured(traced, graphs)
+    record = _measured(traced, graphs, limits=replace(FULL, tied_share=1.0))
     assert [stage.tied for stage in record.stages] == [0, 0, 4, 4]
     assert all(mask.tied for mask in record.masks)
 
@@ -202,7 +216,9 @@ def test_a_tie_excuses_a_few_samples_and_no_more(
 def test_a_verdict_near_its_threshold_may_turn() -> None:
     logits = np.ones((10, 10))
     above, below = _mask(logits, existence=0.50002), _mask(logits, existence=0.49998)
-    measured = compare_masks(below, above, picture="p", expressions=1, tied=False)
+    measured = compare_masks(
+        below, above, picture="p", expressions=1, tied=False, band=FULL.mask_band
+    )
     assert measured.existence_differs
     assert not measured.existence_turned
 
@@ -236,7 +252,7 @@ GOOD = MaskParity(
 )
 def test_a_wrong_mask_is_a_miss(changed: dict[str, float], said: str) -> None:
     with pytest.raises(ParityError, match=said) as caught:
-        parity._judge_masks([GOOD, replace(GOOD, **changed)], "decoder")  # type: ignore[arg-type]
+        parity._judge_masks([GOOD, replace(GOOD, **changed)], "decoder", FULL)  # type: ignore[arg-type]
     assert caught.value.stage == "decoder"
 
 
@@ -250,7 +266,7 @@ def test_a_wrong_mask_is_a_miss(changed: dict[str, float], said: str) -> None:
     ],
 )
 def test_what_rounding_may_do_to_a_mask_passes(changed: dict[str, float]) -> None:
-    parity._judge_masks([GOOD, replace(GOOD, **changed)], "decoder")  # type: ignore[arg-type]
+    parity._judge_masks([GOOD, replace(GOOD, **changed)], "decoder", FULL)  # type: ignore[arg-type]
 
 
 def test_a_gate_without_a_proving_mask_proves_nothing(

@@ -14,10 +14,17 @@ from torch.nn import functional
 
 from rt_ris.cli import main
 from rt_ris.errors import CheckpointError, DataError, OutputError, RecipeError, StorageError
+from rt_ris_train import draws
 from rt_ris_train.architecture import load
-from rt_ris_train.checkpoint import load_network, trained_state, write_atomically
+from rt_ris_train.checkpoint import (
+    SEEDED_HEAD,
+    load_network,
+    save_checkpoint,
+    trained_state,
+    write_atomically,
+)
 from rt_ris_train.data import open_training
-from rt_ris_train.data.features import SplitTable
+from rt_ris_train.data.features import SplitTable, target_grid
 from rt_ris_train.draws import rows_of, steps_per_epoch, validation_rows
 from rt_ris_train.loop import Report, Trainer, _optimizer, learning_rate, read_log
 from rt_ris_train.losses import LossWeights, total_loss
@@ -37,6 +44,21 @@ RECIPE = TrainRecipe(
     validate_every=3,
     validate_sentences=5,
 )
+
+OPENCV = [
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 120, 120, 120, 0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 239, 255, 255, 255, 255, 255, 239, 0, 0, 0, 0],
+    [0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0],
+    [0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0],
+    [0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0],
+    [0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0],
+    [0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0],
+    [0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0],
+    [0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0],
+    [0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 239, 239, 239, 0, 0, 0, 0, 0, 0],
+]
 
 
 class Killed(Exception):
@@ -318,3 +340,42 @@ def test_the_command_takes_data_and_length(red_boxes: Path, tmp_path: Path) -> N
     assert load_network("etris", "tiny", path).network.text.max_tokens == 9
     assert main([*words, "--val-split", "train", "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_keeps_to_its_data(red_boxes: Path, tmp_path: Path) -> None:
+    Trainer(RECIPE, data=open_training([red_boxes]), out=tmp_path / "run")
+    with pytest.raises(RecipeError, match="another data"):
+        Trainer(RECIPE, data=open_training([red_boxes], hold_out=0.2), out=tmp_path / "run")
+
+
+def test_encoders_alone_know_no_length_of_sentences(red_boxes: Path, tmp_path: Path) -> None:
+    start = tmp_path / "clip.safetensors"
+    metadata = {"architecture": "etris", "variant": "tiny", "head": SEEDED_HEAD}
+    save_checkpoint(start, load("etris").variant("tiny").build(), metadata=metadata, whole=True)
+    recipe = replace(RECIPE, arch="etris", tokens=22)
+    run = Trainer(recipe, data=open_training([red_boxes]), out=tmp_path / "run", init=start)
+    assert run.network.text.max_tokens == 22
+
+
+def test_a_step_has_something_for_every_process(
+    red_boxes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = SplitTable(open_training([red_boxes]).train)
+    monkeypatch.setattr(draws, "processes", lambda: 3)
+    draws.check_shares(replace(RECIPE, images=3), table)
+    with pytest.raises(RecipeError, match="2 of unit 'picture' for 3 processes"):
+        draws.check_shares(replace(RECIPE, images=2), table)
+    monkeypatch.setattr(draws, "processes", lambda: 11)
+    with pytest.raises(RecipeError, match="10 of unit 'picture' for 11 processes"):
+        draws.check_shares(replace(RECIPE, images=20), table)
+
+
+def test_a_mask_takes_opencvs_linear_warp() -> None:
+    """Values of OpenCV 4.10 (``warpAffine``, ``INTER_LINEAR``) of an ellipse, 90 x 120 to 416."""
+    rows, columns = np.mgrid[:90, :120]
+    inside = ((rows - 36.0) ** 2 / 18.0**2 + (columns - 66.0) ** 2 / 36.0**2) < 1
+    spec = load("etris").variant("r101")
+    with torch.device("meta"):
+        image = spec.build().image
+    found = target_grid(inside, image, 104, nearest=True)
+    np.testing.assert_array_equal(found[26:60:3, 21:100:6], OPENCV)

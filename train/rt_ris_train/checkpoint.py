@@ -175,10 +175,11 @@ def fill(
             keys=tuple(difference.split(":")[0] for difference in differing[:5]),
         )
     tokens = metadata.get("tokens", str(network.text.max_tokens))
-    if tokens != str(network.text.max_tokens):
+    trained = metadata.get("head") != SEEDED_HEAD  # encoders alone know no length of sentences
+    if trained and tokens != str(network.text.max_tokens):
         raise CheckpointError(
             f"'{path}' was trained with sentences of {tokens} tokens; {arch} {variant} takes "
-            f"{network.text.max_tokens}, and its results depend on that number."
+            f"{network.text.max_tokens}, and its results depend on that number (--tokens)."
         )
     network.load_state_dict(tensors, strict=False)
     if network.official_tokenizer() is not None and "tokenizer" in metadata:

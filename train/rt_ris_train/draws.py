@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rt_ris_train.parallel import share_of
+from rt_ris.errors import RecipeError
+from rt_ris_train.parallel import processes, share_of
 
 if TYPE_CHECKING:
     from rt_ris_train.data.features import SplitTable
@@ -28,6 +29,20 @@ def total_steps(recipe: TrainRecipe, table: SplitTable) -> int:
         return recipe.epochs * steps_per_epoch(recipe, table)
     assert recipe.steps is not None
     return recipe.steps
+
+
+def check_shares(recipe: TrainRecipe, table: SplitTable) -> None:
+    """Refuse more processes than a step has units for.
+
+    Raises:
+        RecipeError: some process would have nothing to do.
+    """
+    units = min(recipe.images, _units(recipe, table))
+    if processes() > units:
+        raise RecipeError(
+            f"A step has {units} of unit '{recipe.unit}' for {processes()} processes; start at "
+            "most as many (--nproc-per-node), or raise images in the recipe."
+        )
 
 
 def rows_of(recipe: TrainRecipe, table: SplitTable, step: int) -> list[int]:

@@ -72,6 +72,8 @@ def import_checkpoint(request: ImportRequest) -> Import:
         CheckpointError: a file is unreadable, does not fit, or one is missing.
         StorageError: the checkpoint cannot be written.
     """
+    if request.out.is_dir():
+        raise OutputError(f"'{request.out}' is a folder; give the name of a file.")
     if request.out.exists() and not request.overwrite:
         raise OutputError(f"'{request.out}' exists; give another file, or --overwrite.")
     architecture = load(request.arch)

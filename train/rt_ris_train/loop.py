@@ -25,6 +25,7 @@ from torch.nn import functional
 from rt_ris.errors import CheckpointError, OutputError, RecipeError
 from rt_ris.mask import logit
 from rt_ris.records import to_data
+from rt_ris.spec import EXISTENCE
 from rt_ris_train.architecture import Outputs, load
 from rt_ris_train.checkpoint import (
     metadata_of,
@@ -35,7 +36,7 @@ from rt_ris_train.checkpoint import (
 )
 from rt_ris_train.data import TrainingData
 from rt_ris_train.data.features import Entry, FeatureStore, SplitTable
-from rt_ris_train.draws import rows_of, total_steps, validation_rows
+from rt_ris_train.draws import check_shares, rows_of, total_steps, validation_rows
 from rt_ris_train.losses import Target, total_loss
 from rt_ris_train.official import check_complete, load_official
 from rt_ris_train.parallel import (
@@ -78,7 +79,7 @@ class Trainer:
     """One training run in a folder; ``run`` goes on from where the folder stands.
 
     Raises:
-        RecipeError: the folder holds a run of another recipe.
+        RecipeError: the folder holds a run of another recipe, or on other data.
         CheckpointError: the folder's state cannot be read.
     """
 
@@ -110,10 +111,14 @@ class Trainer:
             check_complete(self.network, given, published=variant.published)
         self.network.to(self.device)
         share_batch_norms(self.network)
+        check_shares(recipe, tables[0])
+        self.network.tokenizer_json()
         # Nothing is written before everything that was given has been read.
         if rank() == 0:
             _make_folder(out)
-            _same_recipe(recipe, out / "recipe.json")
+            _same_run(_plain(recipe), out / "recipe.json", what="recipe")
+            digests = {"train": data.train.digest(), "val": data.val.digest()}
+            _same_run(digests, out / "data.json", what="data")
         self.optimizer = _optimizer(self.network, recipe)
         self.steps = total_steps(recipe, tables[0])
         self.step = 0
@@ -167,7 +172,9 @@ class Trainer:
                     right += int(((outputs.existence > 0) == present).sum())
         self.network.train()
         found = {"oIoU": 100 * totals[0] / max(totals[1], 1), "mIoU": 100 * _mean(per_sentence)}
-        return found | {"existence_accuracy": 100 * right / len(rows)}
+        if EXISTENCE in self.network.graph().values:
+            found["existence_accuracy"] = 100 * right / len(rows)
+        return found
 
     def _store(
         self, table: SplitTable, folder: Path, progress: Callable[[str, int, int], None]
@@ -417,11 +424,11 @@ def _plain(recipe: TrainRecipe) -> dict[str, object]:
     return data
 
 
-def _same_recipe(recipe: TrainRecipe, path: Path) -> None:
-    wanted = json.dumps(_plain(recipe), indent=1, sort_keys=True)
+def _same_run(content: Mapping[str, object], path: Path, *, what: str) -> None:
+    wanted = json.dumps(content, indent=1, sort_keys=True)
     if path.exists() and path.read_text("utf-8") != wanted:
         raise RecipeError(
-            f"'{path.parent}' holds a run of another recipe; choose another folder (--out), or "
+            f"'{path.parent}' holds a run of another {what}; choose another folder (--out), or "
             "move that one away."
         )
     write_atomically(path, wanted.encode())

@@ -180,8 +180,8 @@ def check_complete(
         options = " ".join(f"--weights {label}=FILE" for label in missing)
         raise CheckpointError(
             f"The encoders of a published size would have random weights: {titles} was not given. "
-            f"Checkpoints of a training hold what was trained only; add {options}, or begin from "
-            "a checkpoint that rt-ris import has made.",
+            f"Checkpoints of a training hold what was trained only; add {options} (rt-ris import: "
+            "--from FILE), or begin from a checkpoint that rt-ris import has made.",
             keys=tuple(missing),
         )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import rt_ris
 from rt_ris.bundle import write_bundle
@@ -13,21 +12,24 @@ from rt_ris.manifest import GOLDEN as GOLDEN_FILE
 from rt_ris.manifest import PARITY as PARITY_FILE
 from rt_ris.manifest import TOKENIZER, Manifest, Provenance, StageArtefact
 from rt_ris.records import to_json
-from rt_ris.spec import StageSpec, TargetSpec
+from rt_ris.spec import TargetSpec
 from rt_ris_export import onnx_graph
-from rt_ris_export.artefacts import BUNDLE, GOLDEN, GRAPHS, NETWORK, PARITY, WEIGHTS
+from rt_ris_export.artefacts import BUNDLE, GOLDEN, NETWORK, PARITY, WEIGHTS
 from rt_ris_export.parity_record import ParityRecord
+from rt_ris_export.rounding import RANGES
 from rt_ris_export.step import Context, Step
+from rt_ris_export.steps.precision import TYPED, TypedGraphs
 from rt_ris_export.steps.trace import OPSET
 from rt_ris_train.checkpoint import LoadedNetwork
 from rt_ris_train.official import Imported
 
+RANGES_FILE = "ranges.json"
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow", "tokenizers")
 
 
 def draft_manifest(
     loaded: LoadedNetwork,
-    graphs: Mapping[str, Path],
+    graphs: TypedGraphs,
     *,
     parity: ParityRecord,
     weights: Sequence[Imported] = (),
@@ -36,7 +38,7 @@ def draft_manifest(
 
     Args:
         loaded: the network.
-        graphs: its ONNX files by stage id.
+        graphs: its ONNX files.
         parity: the gate's record.
         weights: published files that filled frozen encoders.
     """
@@ -44,7 +46,7 @@ def draft_manifest(
     return Manifest(
         architecture=loaded.architecture.name,
         variant=loaded.variant_name,
-        stages=tuple(_artefact(stage.spec, graphs[stage.spec.id]) for stage in network.stages()),
+        stages=tuple(_artefact(graphs, stage.spec.id) for stage in network.stages()),
         image=network.image,
         text=network.text,
         mask=network.mask,
@@ -53,14 +55,17 @@ def draft_manifest(
     )
 
 
-def _artefact(spec: StageSpec, path: Path) -> StageArtefact:
+def _artefact(graphs: TypedGraphs, stage: str) -> StageArtefact:
+    path = graphs.files[stage]
     model = onnx_graph.parse(path.read_bytes())
     return StageArtefact(
-        spec=spec,
+        spec=graphs.specs[stage],
         file=path.name,
-        target=TargetSpec(format="onnx", precision="fp32"),
+        target=TargetSpec(format="onnx", precision=graphs.precision(stage)),
         multiply_adds=onnx_graph.multiply_adds(model),
         parameters=onnx_graph.parameters(model),
+        half_weights=graphs.shares[stage].weights,
+        half_multiply_adds=graphs.shares[stage].multiply_adds,
     )
 
 
@@ -84,8 +89,9 @@ def _provenance(loaded: LoadedNetwork, weights: Sequence[Imported]) -> Provenanc
 
 def _run(context: Context) -> None:
     artefacts, output = context.artefacts, context.output
-    loaded, graphs = artefacts.get(NETWORK), artefacts.get(GRAPHS)
+    loaded, graphs = artefacts.get(NETWORK), artefacts.get(TYPED)
     parity, weights = artefacts.get(PARITY), artefacts.get(WEIGHTS)
+    any_half = any(artefacts.get(RANGES).values())
     context.say(f"sealing {output}")
     bundle = write_bundle(
         output,
@@ -94,7 +100,8 @@ def _run(context: Context) -> None:
             TOKENIZER: loaded.network.tokenizer_json().encode(),
             PARITY_FILE: to_json(parity),
             GOLDEN_FILE: artefacts.get(GOLDEN),
-            **{path.name: path for path in graphs.values()},
+            **({RANGES_FILE: to_json(artefacts.get(RANGES))} if any_half else {}),
+            **{path.name: path for path in graphs.files.values()},
         },
         overwrite=context.recipe.overwrite,
     )
@@ -103,7 +110,7 @@ def _run(context: Context) -> None:
 
 PACK = Step(
     name="pack",
-    needs=(NETWORK, WEIGHTS, GRAPHS, PARITY, GOLDEN),
+    needs=(NETWORK, WEIGHTS, TYPED, PARITY, GOLDEN, RANGES),
     makes=(BUNDLE,),
     run=_run,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rt_ris.backends import open_backend
 from rt_ris.backends.base import Runner
 from rt_ris.errors import ParityError
-from rt_ris.gate import EXISTENCE_BAND, PROVING, TIED_ERROR, TIED_FLIPS, TIED_SHARE
+from rt_ris.gate import EXISTENCE_BAND, PROVING
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import StageArtefact
 from rt_ris.mask import Mask, Placement
@@ -34,9 +34,11 @@ from rt_ris.spec import (
 from rt_ris.text import Tokenizer, Tokens
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GOLDEN, GRAPHS, NETWORK, PARITY
-from rt_ris_export.compare import MASK_BAND, by_sentence, compare_masks, deviation
+from rt_ris_export.compare import by_sentence, compare_masks, deviation
 from rt_ris_export.gate_data import GateSample, samples_of, shipped_samples
 from rt_ris_export.golden import GoldenCase, pack_golden
+from rt_ris_export.half import PRODUCTS
+from rt_ris_export.limits import LIMITS, Limits
 from rt_ris_export.parity_record import (
     Deviation,
     MaskParity,
@@ -46,16 +48,15 @@ from rt_ris_export.parity_record import (
     worst,
 )
 from rt_ris_export.recipe import ExportRecipe
+from rt_ris_export.rounding import RANGES, Range, RoundingRunner
 from rt_ris_export.step import Context, Step
-from rt_ris_export.ties import TIE_BAND, TieFinder
+from rt_ris_export.steps.precision import TYPED
+from rt_ris_export.ties import Opener, TieFinder, typed
 from rt_ris_export.truth import activations
 from rt_ris_train.architecture import ReferringNetwork
 
-MASK_IOU_LIMIT: Final = 0.99
-"""For masks that prove something; ties may still flip a pixel in a hundred."""
-
-FLIP_SHARE: Final = 1.0e-3
-"""The most pixels of a mask, as a share of the picture, that may flip inside the tie band."""
+PLAIN_PICTURES: Final = 2
+"""Pictures on which graphs are compared before they are narrowed; those narrowed see them all."""
 
 _EXTERNAL: Final = frozenset({PIXELS, VALID_BOX, TOKEN_IDS, TOKEN_MASK})
 
@@ -91,15 +92,32 @@ class _Run:
         return f"picture '{self.sample.name}' with {_count(len(self.tokens.sentences))}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the gate found.
+
+    Attributes:
+        record: the comparison.
+        golden: inputs and PyTorch's answers for each picture.
+        ranges: of every half tensor, by stage id.
+    """
+
+    record: ParityRecord
+    golden: tuple[GoldenCase, ...]
+    ranges: Mapping[str, Sequence[Range]]
+
+
 def measure(
     network: ReferringNetwork,
     graphs: Mapping[str, Path],
     *,
     samples: Sequence[GateSample],
-    tolerance: float,
+    limits: Limits,
+    specs: Mapping[str, StageSpec] | None = None,
+    opened: Opener | None = None,
     seeded: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[ParityRecord, tuple[GoldenCase, ...]]:
+) -> Measured:
     """Compare exported stages and masks with a network.
 
     Every stage is fed once with PyTorch's activations and once with what the exported stages
@@ -110,12 +128,14 @@ def measure(
         network: the truth, in evaluation mode.
         graphs: ONNX files by stage id.
         samples: pictures and sentences.
-        tolerance: limit on the relative error of every stage output.
+        limits: what is allowed.
+        specs: declarations of the graphs by stage id, where they are not the network's own.
+        opened: opens a graph to run it; None takes ONNX Runtime.
         seeded: the weights are random, so that no mask need prove anything.
         say: takes messages about progress.
 
     Returns:
-        The record, and the inputs and PyTorch's answers for each picture.
+        The record, the inputs and PyTorch's answers for each picture, and the ranges of halves.
 
     Raises:
         ParityError: a stage or a mask differs, or no mask proves anything; ``stage`` is the first
@@ -123,30 +143,40 @@ def measure(
     """
     runs = tuple(run for sample in samples for run in _runs(network, sample, say))
     stages = []
-    for spec in network.graph().stages:
-        say(f"comparing {spec.id}")
-        with _StageGate(spec, graphs[spec.id].read_bytes(), network=network) as gate:
-            stages.append(gate.measure(runs, tolerance=tolerance))
-    masks = tuple(mask for run in runs for mask in _compared_masks(run, network.mask))
-    _judge_masks(masks, stages[-1].id)
+    ranges: dict[str, Sequence[Range]] = {}
+    for plain in network.graph().stages:
+        say(f"comparing {plain.id}")
+        spec = plain if specs is None else specs[plain.id]
+        model = graphs[spec.id].read_bytes()
+        with _StageGate(
+            spec, model, network=network, limits=limits, opened=opened or _open
+        ) as gate:
+            stages.append(gate.measure(runs))
+            ranges[spec.id] = gate.ranges()
+    masks = tuple(
+        mask for run in runs for mask in _compared_masks(run, network.mask, limits.mask_band)
+    )
+    _judge_masks(masks, _loosest(stages), limits)
     if not seeded:
         _judge_proof(masks, stages[-1].id)
     record = ParityRecord(
-        tolerance=tolerance,
-        mask_iou_limit=MASK_IOU_LIMIT,
-        mask_band=MASK_BAND,
-        tie_band=TIE_BAND,
+        alone=limits.alone,
+        tolerance=limits.tolerance,
+        mask_iou_limit=limits.mask_iou,
+        mask_band=limits.mask_band,
+        tie_band=limits.tie_band,
         existence_band=EXISTENCE_BAND,
-        flip_share=FLIP_SHARE,
-        tied_error=TIED_ERROR,
-        tied_share=TIED_SHARE,
-        tied_flips=TIED_FLIPS,
+        flip_share=limits.flip_share,
+        tied_error=limits.tied_error,
+        tied_share=limits.tied_share,
+        tied_flips=limits.tied_flips,
         seeded=seeded,
         proving=sum(mask.proves for mask in masks),
         stages=tuple(stages),
         masks=masks,
     )
-    return record, tuple(_golden(run) for run in runs if len(run.tokens.sentences) > 1)
+    golden = tuple(_golden(run) for run in runs if len(run.tokens.sentences) > 1)
+    return Measured(record=record, golden=golden, ranges=ranges)
 
 
 def _runs(
@@ -177,11 +207,21 @@ def _runs(
 class _StageGate:
     """One exported stage, open, beside the truth."""
 
-    def __init__(self, spec: StageSpec, model: bytes, *, network: ReferringNetwork) -> None:
-        self.spec = spec
+    def __init__(
+        self,
+        spec: StageSpec,
+        model: bytes,
+        *,
+        network: ReferringNetwork,
+        limits: Limits,
+        opened: Opener,
+    ) -> None:
+        self.spec, self.limits = spec, limits
         self.of_image = network.graph().dependency(spec.id) is Dependency.IMAGE
-        self.finder = TieFinder(spec=spec, model=onnx_graph.parse(model), opened=_open)
-        self.runner = _open(spec, model)
+        self.finder = TieFinder(
+            spec=spec, model=onnx_graph.parse(model), opened=opened, band=limits.tie_band
+        )
+        self.runner = opened(spec, model)
 
     def __enter__(self) -> _StageGate:
         return self
@@ -190,7 +230,11 @@ class _StageGate:
         self.runner.close()
         self.finder.close()
 
-    def measure(self, runs: Sequence[_Run], *, tolerance: float) -> StageParity:
+    def ranges(self) -> Sequence[Range]:
+        """Of every half tensor, where the executor looks at them."""
+        return self.runner.ranges if isinstance(self.runner, RoundingRunner) else ()
+
+    def measure(self, runs: Sequence[_Run]) -> StageParity:
         """Run the stage on everything, extend the chains, and judge.
 
         Raises:
@@ -202,8 +246,8 @@ class _StageGate:
                 np.logical_or(run.tied, self.finder.tied(run.chained), out=run.tied)
             for tensor in self.spec.outputs:
                 name = tensor.name
-                alone = self._judge(run, name, isolated[name], tolerance, inputs=run.truth)
-                after = self._judge(run, name, run.chained[name], tolerance, inputs=run.chained)
+                alone = self._judge(run, name, isolated[name], inputs=run.truth)
+                after = self._judge(run, name, run.chained[name], inputs=run.chained)
                 measured.setdefault(name, []).append((alone, after))
         tensors = tuple(
             TensorParity(
@@ -239,23 +283,27 @@ class _StageGate:
 
     def _run(self, inputs: Values) -> Values:
         """The stage's outputs; copied, as ONNX Runtime's own keep all of a session's memory."""
-        return {name: array.copy() for name, array in self.runner.run(inputs).items()}
+        made = self.runner.run(typed(inputs, self.spec))
+        return {name: array.copy() for name, array in made.items()}
 
-    def _judge(
-        self, run: _Run, name: str, found: Array, tolerance: float, *, inputs: Values
-    ) -> Deviation:
+    def _judge(self, run: _Run, name: str, found: Array, *, inputs: Values) -> Deviation:
         """The worst deviation over what no tie excuses; a miss that none excuses is an error."""
-        truth = run.truth[name]
+        truth, tolerance = run.truth[name], self._limit(inputs is run.truth)
         rows = (deviation(found, truth),) if self.of_image else by_sentence(found, truth)
         missed = np.array([row.relative > tolerance for row in rows])
         if not missed.any():
             return worst(rows)
         excuse = self._excuse(run, inputs)
         for row, excused in zip(rows, excuse, strict=True):
-            if row.relative > tolerance and not (excused and row.relative <= TIED_ERROR):
-                raise self._error(run, name, row, limit=tolerance, alone=inputs is run.truth)
+            if row.relative > tolerance and not (
+                excused and row.relative <= self.limits.tied_error
+            ):
+                raise self._error(run, name, row, alone=inputs is run.truth)
         np.logical_or(run.excused, missed, out=run.excused)
         return worst(row for row, miss in zip(rows, missed, strict=True) if not miss)
+
+    def _limit(self, alone: bool) -> float:
+        return self.limits.alone if alone else self.limits.tolerance
 
     def _excuse(self, run: _Run, inputs: Values) -> Flags:
         """Where a miss may come from a tie, here or, along the chain, in an earlier stage."""
@@ -267,25 +315,41 @@ class _StageGate:
     def _excused(self, runs: Sequence[_Run]) -> int:
         excused = sum(int(run.excused.sum()) for run in runs)
         total = sum(len(run.excused) for run in runs)
-        if excused > TIED_SHARE * total:
+        share = self.limits.tied_share
+        if excused > share * total:
             raise ParityError(
                 f"Stage '{self.spec.id}' differs from PyTorch on {excused} of {total} samples. "
-                f"Scores at the threshold of a hard decision explain at most {TIED_SHARE:.0%}.",
+                f"Scores at the threshold of a hard decision explain at most {share:.0%}.",
                 stage=self.spec.id,
             )
         return excused
 
-    def _error(
-        self, run: _Run, name: str, row: Deviation, *, limit: float, alone: bool
-    ) -> ParityError:
+    def _error(self, run: _Run, name: str, row: Deviation, *, alone: bool) -> ParityError:
         fed = "PyTorch's activations" if alone else "the exported stages before it"
         return ParityError(
             f"Stage '{self.spec.id}' differs from PyTorch: relative error {row.relative:.2e} of "
-            f"'{name}' (limit {limit:.0e}, largest single difference {row.peak:.1e} rms), "
-            f"{run.label}, fed by {fed}. No bundle was written.",
+            f"'{name}' (limit {self._limit(alone):.0e}, largest single difference "
+            f"{row.peak:.1e} rms), {run.label}, fed by {fed}.{_overflow(self.ranges())} No bundle "
+            "was written.",
             stage=self.spec.id,
             error=row.relative,
         )
+
+
+def _overflow(ranges: Sequence[Range]) -> str:
+    """Where halves first became no number, or infinite in a product; a mask's -inf is no fault."""
+    for found in ranges:
+        if found.nan or (found.infinite and found.node in PRODUCTS):
+            return (
+                f" Values left the range of float16 first in '{found.tensor}' ({found.node}): "
+                f"{found.infinite} infinite, {found.nan} no number. --remedy auto computes such "
+                "parts in float32; --precision fp32 all."
+            )
+    return ""
+
+
+def _rounding(spec: StageSpec, model: bytes) -> Runner:
+    return RoundingRunner(spec, onnx_graph.parse(model))
 
 
 def _open(spec: StageSpec, model: bytes) -> Runner:
@@ -295,10 +359,12 @@ def _open(spec: StageSpec, model: bytes) -> Runner:
     return open_backend("onnxruntime").open_stage(artefact, model, threads=None)
 
 
-def _compared_masks(run: _Run, spec: MaskSpec) -> list[MaskParity]:
+def _compared_masks(run: _Run, spec: MaskSpec, band: float) -> list[MaskParity]:
     found, truth = (_masks(run, values, spec) for values in (run.chained, run.truth))
     return [
-        compare_masks(a, b, picture=run.sample.name, expressions=len(truth), tied=bool(tied))
+        compare_masks(
+            a, b, picture=run.sample.name, expressions=len(truth), tied=bool(tied), band=band
+        )
         for a, b, tied in zip(found, truth, run.tied | run.excused, strict=True)
     ]
 
@@ -308,15 +374,21 @@ def _masks(run: _Run, values: Values, spec: MaskSpec) -> list[Mask]:
     return masks_of(found, placement=Placement.of(run.prepared), tokens=run.tokens, spec=spec)
 
 
-def _judge_masks(masks: Sequence[MaskParity], stage: str) -> None:
+def _loosest(stages: Sequence[StageParity]) -> str:
+    """The stage with the largest error of its own, to which a wrong mask is put down."""
+    own = {stage.id: max(tensor.isolated.relative for tensor in stage.tensors) for stage in stages}
+    return max(own, key=own.__getitem__)
+
+
+def _judge_masks(masks: Sequence[MaskParity], stage: str, limits: Limits) -> None:
     for mask in masks:
-        inside = int(FLIP_SHARE * mask.pixels)
-        outside = int(TIED_FLIPS * mask.pixels) if mask.tied else 0
-        wrong = mask.proves and mask.iou < MASK_IOU_LIMIT
+        inside = int(limits.flip_share * mask.pixels)
+        outside = int(limits.tied_flips * mask.pixels) if mask.tied else 0
+        wrong = mask.proves and mask.iou < limits.mask_iou
         if wrong or mask.flips > inside or mask.flips_outside > outside:
             raise ParityError(
                 f"The mask of '{mask.sentence}' on picture '{mask.picture}' differs from "
-                f"PyTorch's: IoU {mask.iou:.4f} (limit {MASK_IOU_LIMIT}), {mask.flips} pixels "
+                f"PyTorch's: IoU {mask.iou:.4f} (limit {limits.mask_iou}), {mask.flips} pixels "
                 f"within the tie band (limit {inside}), {mask.flips_outside} beyond it (limit "
                 f"{outside}). No bundle was written.",
                 stage=stage,
@@ -359,17 +431,44 @@ def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
 
 
 def _run(context: Context) -> None:
-    loaded = context.artefacts.get(NETWORK)
-    record, golden = measure(
-        loaded.network,
-        context.artefacts.get(GRAPHS),
-        samples=_samples(context.recipe),
-        tolerance=context.recipe.tolerance,
-        seeded=loaded.seeded,
-        say=context.say,
+    recipe, loaded = context.recipe, context.artefacts.get(NETWORK)
+    graphs = context.artefacts.get(TYPED)
+    plain: tuple[StageParity, ...] = ()
+    if recipe.precision == "fp16":
+        context.say("the float32 graphs first: a fault there is none of half precision")
+        first = measure(
+            loaded.network,
+            context.artefacts.get(GRAPHS),
+            samples=_samples(recipe)[:PLAIN_PICTURES],
+            limits=LIMITS["fp32"],
+            seeded=True,  # whether masks prove something is asked of what ships
+            say=context.say,
+        )
+        plain = first.record.stages
+    while True:
+        try:
+            measured = measure(
+                loaded.network,
+                graphs.files,
+                samples=_samples(recipe),
+                limits=recipe.limits(),
+                specs=graphs.specs,
+                opened=_rounding if recipe.precision == "fp16" else None,
+                seeded=loaded.seeded,
+                say=context.say,
+            )
+            break
+        except ParityError as error:
+            if recipe.remedy == "none" or not graphs.climb(error.stage):
+                raise
+            context.say(f"{error} Remedy: {graphs.steps[-1]}")
+    context.artefacts.put(
+        PARITY, replace(measured.record, remedies=tuple(graphs.steps), plain=plain)
     )
-    context.artefacts.put(PARITY, record)
-    context.artefacts.put(GOLDEN, pack_golden(golden))
+    context.artefacts.put(GOLDEN, pack_golden(measured.golden))
+    context.artefacts.put(RANGES, measured.ranges)
 
 
-PARITY_GATE = Step(name="parity", needs=(NETWORK, GRAPHS), makes=(PARITY, GOLDEN), run=_run)
+PARITY_GATE = Step(
+    name="parity", needs=(NETWORK, GRAPHS, TYPED), makes=(PARITY, GOLDEN, RANGES), run=_run
+)

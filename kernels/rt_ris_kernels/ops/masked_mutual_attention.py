@@ -33,6 +33,7 @@ _DOMAIN = "rt_ris"
 _OP_TYPE = "MaskedMutualAttention"
 _SUPPRESSED = -1.0e4
 _MASS_FLOOR = 1.0e-6
+_FLOAT = 1  # onnx.TensorProto.FLOAT; onnx is imported where a function is built
 _ATTRIBUTES: dict[str, float | int] = {
     "threshold": 0.5,
     "scale": 1.0,
@@ -237,13 +238,28 @@ def _pixels() -> list[NodeProto]:
 
 
 def _words() -> list[NodeProto]:
+    """What words collect: a sum over thousands of pixels, which would leave the range of halves.
+
+    The product is taken of pixels scaled by 2^-6, exactly undone in float32, where the sum and its
+    norm stay; so any runtime of typed graphs keeps the range without a product in float32.
+    """
     return [
         _node("Transpose", "a", "a_t", perm=[0, 2, 1]),
-        _node("MatMul", "a_t z_v", "sum_over_pixels"),
+        _node("Constant", "", "smaller_32", value_float=2.0**-6),
+        _node("CastLike", "smaller_32 z_v", "smaller"),
+        _node("Mul", "z_v smaller", "z_v_small"),
+        _node("MatMul", "a_t z_v_small", "sum_small"),
+        _node("Cast", "sum_small", "sum_small_32", to=_FLOAT),
+        _node("Constant", "", "larger_32", value_float=2.0**6),
+        _node("Mul", "sum_small_32 larger_32", "sum_over_pixels"),
         *_divisor(),
         _node("Div", "sum_over_pixels divisor", "from_pixels"),
-        _node("Add", "from_pixels z_l", "words"),
-        _norm("words gamma_l beta_l", "f_val"),
+        _node("Cast", "z_l", "z_l_32", to=_FLOAT),
+        _node("Add", "from_pixels z_l_32", "words"),
+        _node("Cast", "gamma_l", "gamma_l_32", to=_FLOAT),
+        _node("Cast", "beta_l", "beta_l_32", to=_FLOAT),
+        _norm("words gamma_l_32 beta_l_32", "f_val_32"),
+        _node("CastLike", "f_val_32 z_l", "f_val"),
     ]
 
 
@@ -254,12 +270,11 @@ def _divisor() -> list[NodeProto]:
         _node("Constant", "", "zero_int", value_int=0),
         _node("Greater", "normalize_int zero_int", "normalize_bool"),
         _node("Constant", "", "last_axis", value_ints=[-1]),
-        _node("ReduceSum", "a_t last_axis", "mass", keepdims=1),
-        _node("Constant", "", "mass_floor_32", value_float=_MASS_FLOOR),
-        _node("CastLike", "mass_floor_32 mass", "mass_floor"),
+        _node("Cast", "a_t", "a_t_32", to=_FLOAT),
+        _node("ReduceSum", "a_t_32 last_axis", "mass", keepdims=1),
+        _node("Constant", "", "mass_floor", value_float=_MASS_FLOOR),
         _node("Add", "mass mass_floor", "mass_positive"),
-        _node("CastLike", "one mass", "one_t"),
-        _node("Where", "normalize_bool mass_positive one_t", "divisor"),
+        _node("Where", "normalize_bool mass_positive one", "divisor"),
     ]
 
 

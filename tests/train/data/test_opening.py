@@ -26,14 +26,16 @@ def make(
     by: str = "unc",
     images: str = "../train2014",
     shade: int = 0,
+    name: str = "COCO_train2014_{:012}.jpg",
 ) -> Path:
     """A set with one ref of each picture, by the picture's number the split it is in."""
     (folder / images).mkdir(parents=True, exist_ok=True)
     pictures, annotations, records = [], [], []
     for number, split in refs.items():
-        name = f"COCO_train2014_{number:012}.jpg"
-        Image.new("RGB", (SIDE, SIDE), (shade, 0, 0)).save(folder / images / name)
-        pictures.append({"id": number, "file_name": name, "height": SIDE, "width": SIDE})
+        file = name.format(number)
+        (folder / images / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (SIDE, SIDE), (shade, 0, 0)).save(folder / images / file)
+        pictures.append({"id": number, "file_name": file, "height": SIDE, "width": SIDE})
         square = [[0, 0, 8, 0, 8, number % 8 + 1, 0, number % 8 + 1]]
         annotations.append({"id": number, "image_id": number, "segmentation": square})
         sentence: dict[str, Any] = {"sent_id": number, "sent": folder.name, "raw": folder.name}
@@ -71,7 +73,7 @@ def test_several_sets_are_one_without_what_any_of_them_tests_on(
 
 def test_pictures_of_the_same_name_in_two_places_are_two(tmp_path: Path) -> None:
     sets = [
-        make(tmp_path / name, {1: "train", 2: "val"}, images="images", shade=shade)
+        make(tmp_path / name, {1: "train", 2: "val"}, images="images", shade=shade, name="{}.jpg")
         for name, shade in (("one", 10), ("two", 200))
     ]
     data = open_training(sets)
@@ -119,19 +121,46 @@ def test_a_folder_of_two_makers_needs_one_named(tmp_path: Path) -> None:
         open_training([root], split_by=["umd", "google"])
 
 
-def test_phrasecut_joins_without_its_own_tests(tmp_path: Path) -> None:
-    root = tmp_path / "phrasecut"
+def phrasecut(root: Path, pictures: dict[int, tuple[str, int | None]]) -> Path:
+    """By a picture's number in Visual Genome its split and its number in COCO."""
     (root / "images").mkdir(parents=True)
     index = []
-    for number, split in ((1, "train"), (2, "val")):
-        Image.new("RGB", (SIDE, SIDE)).save(root / "images" / f"{number}.jpg")
-        index.append({"image_id": number, "width": SIDE, "height": SIDE, "split": split})
+    tasks: dict[str, list[Any]] = {}
+    for number, (split, coco) in pictures.items():
+        Image.new("RGB", (SIDE, SIDE - 1)).save(root / "images" / f"{number}.jpg")
+        index.append({"image_id": number, "width": SIDE, "height": SIDE - 1, "coco_id": coco})
         square = [[[[0, 0], [3, 0], [3, 3], [0, 3]]]]
         task = {"task_id": str(number), "image_id": number, "phrase": "x", "Polygons": square}
-        (root / f"refer_{split}.json").write_text(json.dumps([task]))
+        tasks.setdefault(split, []).append(task)
+    for split, listed in tasks.items():
+        (root / f"refer_{split}.json").write_text(json.dumps(listed))
     (root / "image_data_split3000.json").write_text(json.dumps(index))
-    other = make(tmp_path / "refcoco", {1: "train", 2: "val"})
+    return root
+
+
+def test_phrasecut_joins_by_the_numbers_of_coco(tmp_path: Path) -> None:
+    """Its pictures are Visual Genome's, of other names and sizes, and many of them COCO's."""
+    root = phrasecut(
+        tmp_path / "phrasecut",
+        {901: ("train", None), 902: ("val", None), 903: ("train", 2), 904: ("val", 1)},
+    )
+    other = make(tmp_path / "refcoco", {1: "train", 2: "val", 3: "train"})
     data = open_training([other, root])
-    masks = [int(np.count_nonzero(data.train.mask(ref))) for ref in data.train]
-    assert masks == [16, 16]
-    assert [ref.image_id for ref in data.train] == [0, 1]
+    assert [ref.file_name for ref in data.train] == ["COCO_train2014_000000000003.jpg", "901.jpg"]
+    assert [int(np.count_nonzero(data.train.mask(ref))) for ref in data.train] == [32, 16]
+
+
+def test_a_folder_in_a_name_hides_no_picture(tmp_path: Path) -> None:
+    first = make(tmp_path / "a", {1: "train", 2: "val"})
+    second = make(tmp_path / "b", {1: "val", 2: "train", 3: "train"}, name="sub/{:012}.jpg")
+    data = open_training([first, second])
+    assert [ref.file_name for ref in data.train] == ["sub/000000000003.jpg"]
+
+
+def test_copies_of_a_picture_are_held_out_together(tmp_path: Path) -> None:
+    numbers = dict.fromkeys(range(20), "train")
+    sets = [make(tmp_path / name, numbers, images="images") for name in ("a", "b")]
+    data = open_training(sets, hold_out=0.2)
+    train, val = ({ref.file_name for ref in part} for part in (data.train, data.val))
+    assert (len(train), len(val)) == (16, 4)
+    assert not train & val

@@ -306,3 +306,44 @@ def test_four_numbers_are_not_taken_for_a_box() -> None:
 def test_encoding_and_decoding_a_mask_is_exact(share: float) -> None:
     mask = np.random.default_rng(1).random((H, W)) < share
     np.testing.assert_array_equal(decode_segmentation(encode_mask(mask), height=H, width=W), mask)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        3,
+        [["a"] * 6],
+        [[0, 0, 1e9, 0, 5, 5]],
+        [[0, 0, float("inf"), 0, 5, 5]],
+        [[0, 0, float("nan"), 0, 5, 5]],
+        {"size": None, "counts": [0]},
+        {"size": 3, "counts": [0]},
+    ],
+    ids=str,
+)
+def test_what_is_no_segmentation_is_refused(segmentation: object) -> None:
+    with pytest.raises(DataError):
+        decode_segmentation(segmentation, height=H, width=W)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"sentences": "x"}, {"sentences": []}, {"sentences": [3]}, {"image_id": [1]}],
+    ids=str,
+)
+def test_refs_of_another_form_are_refused(root: Path, changed: dict[str, object]) -> None:
+    (root / "refs(unc).p").write_bytes(
+        pickle.dumps([_ref(1, 100, "train") | changed, _ref(2, 100, "val")], protocol=2)
+    )
+    with pytest.raises(DataError, match="ref 1 is not as expected"):
+        RefDataset.open(root, split="train")
+    assert len(RefDataset.open(root, split="val")) == 1
+
+
+def test_the_digest_is_of_everything_but_the_pictures(root: Path) -> None:
+    before = RefDataset.open(root, split="train").digest()
+    assert RefDataset.open(root, split="train").digest() == before
+    path = root / "instances.json"
+    path.write_text(path.read_text().replace("[5, 5, 15,", "[5, 5, 16,", 1))
+    assert RefDataset.open(root, split="train").digest() != before

@@ -1,11 +1,23 @@
-"""SAM's image encoder with taps (segment-anything's ``ImageEncoderViT``, Apache-2.0)."""
+"""SAM's image encoder with taps (segment-anything's ``ImageEncoderViT``, Apache-2.0).
+
+The weights and windows are that library's; its attention is written anew, exactly equal, in a form
+that engines fuse: the relative positions are one bias on the scores of a plain softmax attention.
+As the library writes them, in five dimensions on a merged axis, no engine sees an attention there.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Final
 
-from segment_anything.modeling.image_encoder import ImageEncoderViT
+from segment_anything.modeling.image_encoder import (
+    Attention,
+    Block,
+    ImageEncoderViT,
+    get_rel_pos,
+    window_partition,
+    window_unpartition,
+)
 from torch import Tensor, nn
 
 from rt_ris_train.architecture import OfficialFile
@@ -40,10 +52,53 @@ class SamEncoder(nn.Module):
         features = self.network.patch_embed(image) + self.network.pos_embed
         found = []
         for index, block in enumerate(self.network.blocks):
-            features = block(features)
+            features = _block(block, features)
             if index in self.taps:
                 found.append(features)
         return tuple(found)
+
+
+def _block(block: Block, features: Tensor) -> Tensor:
+    """What the library's block does, [B, h, w, C] to the same shape."""
+    normal = block.norm1(features)
+    size = normal.shape[1:3]
+    if block.window_size:
+        windows, padded = window_partition(normal, block.window_size)
+        mixed = window_unpartition(
+            biased_attention(block.attn, windows), block.window_size, padded, size
+        )
+    else:
+        mixed = biased_attention(block.attn, normal)
+    features = features + mixed
+    merged: Tensor = features + block.mlp(block.norm2(features))
+    return merged
+
+
+def biased_attention(attention: Attention, features: Tensor) -> Tensor:
+    """The library's attention with its relative positions as one bias.
+
+    Args:
+        attention: its weights.
+        features: [B, h, w, C].
+
+    Returns:
+        [B, h, w, C].
+    """
+    count, rows, columns, width = features.shape
+    cells, heads = rows * columns, attention.num_heads
+    packed = attention.qkv(features).reshape(count, cells, 3, heads, width // heads)
+    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    placed = query.reshape(count, heads, rows, columns, width // heads)
+    by_row = placed @ get_rel_pos(rows, rows, attention.rel_pos_h).transpose(1, 2)
+    by_column = placed.transpose(2, 3) @ get_rel_pos(
+        columns, columns, attention.rel_pos_w
+    ).transpose(1, 2)
+    bias = by_row[..., :, None] + by_column.transpose(2, 3)[..., None, :]
+    scores = (query * attention.scale) @ key.transpose(2, 3)
+    weights = (scores + bias.reshape(count, heads, cells, cells)).softmax(-1)
+    mixed = (weights @ value).transpose(1, 2).reshape(count, rows, columns, width)
+    merged: Tensor = attention.proj(mixed)
+    return merged
 
 
 def official_file(encoder: SamEncoder, prefix: str) -> OfficialFile:

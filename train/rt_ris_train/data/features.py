@@ -9,7 +9,6 @@ a killed run goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from rt_ris.spec import (
     SentenceField,
 )
 from rt_ris.text import Tokenizer
+from rt_ris.warp import affine, fit_axis
 from rt_ris_train.architecture import ReferringNetwork, Stage, device_of
 from rt_ris_train.checkpoint import write_atomically
 from rt_ris_train.data.refcoco import Ref, RefDataset
@@ -348,7 +348,8 @@ def target_grid(
 
     Args:
         mask: bool [H, W] at the picture's own size.
-        spec: how the picture is prepared; the mask takes the same way, on an empty ground.
+        spec: how the picture is prepared; the mask takes the same way, on an empty ground, a warp's
+            with two neighbours instead of four (CRIS, ETRIS: ``INTER_LINEAR``).
         cells: h = w of the logit grid.
         nearest: take one pixel of each cell, as PyTorch's nearest interpolation does.
 
@@ -356,14 +357,28 @@ def target_grid(
         uint8 [h, w], 255 for a cell that is covered wholly.
     """
     grey = mask.astype(np.uint8) * 255
-    empty = replace(spec, fill=(0, 0, 0))
-    placed = prepare(np.repeat(grey[..., None], 3, axis=2), empty).pixels[0, :, :, 0]
+    if spec.fit == "warp":
+        placed = _warped(grey, spec.size)
+    else:
+        empty = replace(spec, fill=(0, 0, 0))
+        placed = prepare(np.repeat(grey[..., None], 3, axis=2), empty).pixels[0, :, :, 0]
     block = spec.size // cells
     if nearest:
         return np.ascontiguousarray(placed[::block, ::block])
     means = placed.reshape(cells, block, cells, block).mean(axis=(1, 3))
     rounded: npt.NDArray[np.uint8] = np.round(means).astype(np.uint8)
     return rounded
+
+
+def _warped(grey: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """OpenCV's ``warpAffine(flags=INTER_LINEAR)`` to uint8 [S, S], zeros outside the picture."""
+    values, longest = grey.astype(np.float32), max(grey.shape)
+    for rows in (True, False):  # the columns after turning
+        length = len(values)
+        scale, first = fit_axis(length, side, longest=longest)
+        taps = affine(length, side, scale=1 / scale, offset=-first / scale, rows=rows, linear=True)
+        values = taps.apply(values).T
+    return np.rint(values).astype(np.uint8)
 
 
 def _halved(tensor: Tensor) -> npt.NDArray[np.generic]:
@@ -393,13 +408,12 @@ def _split_stages(network: ReferringNetwork, dependency: Dependency) -> list[Sta
 
 
 def _fingerprint(network: ReferringNetwork, table: SplitTable) -> str:
-    """Changes with the frozen weights' shape and sums, the specs and the split's content."""
+    """Changes with the frozen weights' shape and sums, the specs, the split and its masks."""
     digest = hashlib.sha256()
     for spec in (network.image, network.text, network.mask.size, network.supervision):
         digest.update(repr(spec).encode())
     for name, value in network.named_parameters():
         if not value.requires_grad:
             digest.update(f"{name} {tuple(value.shape)} {float(value.double().sum()):.9g}".encode())
-    refs = [(ref.image_id, ref.file_name, ref.ann_ids) for ref in table.dataset.refs]
-    digest.update(json.dumps([table.dataset.name, refs, table.texts]).encode())
+    digest.update(f"{table.dataset.name} {table.dataset.digest()}".encode())
     return digest.hexdigest()[:16]

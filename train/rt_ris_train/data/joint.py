@@ -50,6 +50,11 @@ class JointDataset(RefDataset):
         home, own = self._home[ref.ref_id]
         return home.image(own)
 
+    def outline(self, ref: Ref) -> object:
+        """What the ref's mask is made of."""
+        home, own = self._home[ref.ref_id]
+        return home.outline(own)
+
     def mask(self, ref: Ref) -> BoolMask:
         """The ref's mask, bool [H, W], as its own set makes it."""
         home, own = self._home[ref.ref_id]

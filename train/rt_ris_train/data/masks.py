@@ -19,6 +19,7 @@ from rt_ris.errors import DataError
 BoolMask: TypeAlias = npt.NDArray[np.bool_]
 Segmentation: TypeAlias = "Sequence[Sequence[float]] | Mapping[str, Any]"
 
+_FARTHEST = 1.0e5
 _MIN_COORDINATES = 6  # three points; pycocotools would take four numbers for a box
 
 
@@ -43,12 +44,27 @@ def decode_segmentation(segmentation: Segmentation, *, height: int, width: int) 
     """
     if isinstance(segmentation, Mapping):
         return _decode_rle(segmentation, height=height, width=width)
-    polygons = [list(map(float, p)) for p in segmentation if len(p) >= _MIN_COORDINATES]
+    polygons = [polygon for polygon in _polygons(segmentation) if len(polygon) >= _MIN_COORDINATES]
     united = np.zeros((height, width), dtype=np.bool_)
     if polygons:
         for rle in coco_mask.frPyObjects(polygons, height, width):
             united |= _decode_rle(rle, height=height, width=width)
     return united
+
+
+def _polygons(segmentation: object) -> list[list[float]]:
+    """Flat polygons of plain numbers; pycocotools would crash on what is far outside."""
+    try:
+        polygons = [list(map(float, polygon)) for polygon in segmentation]  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"A segmentation is neither a list of polygons nor a run-length mapping: {error}."
+        ) from error
+    if not all(abs(number) <= _FARTHEST for polygon in polygons for number in polygon):
+        raise DataError(
+            f"A polygon has a coordinate that is no number or beyond {_FARTHEST:.0f} pixels."
+        )
+    return polygons
 
 
 def union_of(segmentations: Iterable[Segmentation], *, height: int, width: int) -> BoolMask:
@@ -66,7 +82,8 @@ def encode_mask(mask: BoolMask) -> dict[str, Any]:
 
 
 def _decode_rle(rle: Mapping[str, Any], *, height: int, width: int) -> BoolMask:
-    size = list(rle.get("size", ()))
+    stated = rle.get("size")
+    size = list(stated) if isinstance(stated, list | tuple) else [stated]
     if size != [height, width]:
         raise DataError(
             f"A run-length mask has size {size}; the image is {[height, width]} [H, W]. "

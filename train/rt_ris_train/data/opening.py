@@ -12,7 +12,7 @@ import numpy as np
 from rt_ris.errors import DataError
 from rt_ris_train.data.joint import JointDataset
 from rt_ris_train.data.phrasecut import is_phrasecut, open_phrasecut, phrasecut_pictures
-from rt_ris_train.data.refcoco import ImageInfo, RefDataset, pictures_outside
+from rt_ris_train.data.refcoco import RefDataset, pictures_outside
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def open_training(
 
     RefCOCO, RefCOCO+ and RefCOCOg share COCO's pictures: a picture to train on in one may be a
     picture to test on in another. Several sets together therefore train on no picture that any of
-    them has outside its training split (a picture is told by its file's name and size).
+    them has outside its training split. Pictures of COCO are told by their number there, which
+    PhraseCut states as well, others by the name and size of their file.
 
     Args:
         roots: folders of the sets.
@@ -91,14 +92,14 @@ def open_training(
 def _joint(
     sets: Sequence[RefDataset], pairs: Sequence[tuple[Path, str | None]], split: str
 ) -> RefDataset:
-    elsewhere: set[ImageInfo] = set()
+    elsewhere: set[str] = set()
     for each, (root, by) in zip(sets, pairs, strict=True):
         if is_phrasecut(root):
-            elsewhere |= phrasecut_pictures(root) - {each.info(ref) for ref in each}
+            elsewhere |= phrasecut_pictures(root) - {each.info(ref).identity for ref in each}
         else:
             elsewhere |= pictures_outside(root, split=split, split_by=by)
     joint = JointDataset(sets)
-    kept = tuple(ref for ref in joint.refs if joint.info(ref) not in elsewhere)
+    kept = tuple(ref for ref in joint.refs if joint.info(ref).identity not in elsewhere)
     _LOG.warning(
         "%d of %d refs to train on are left out: a set has their picture in another split.",
         len(joint.refs) - len(kept),
@@ -111,11 +112,12 @@ def _held_out(dataset: RefDataset, share: float) -> TrainingData:
     """A share of the pictures, drawn once and for all, and the others."""
     if not 0 < share < 1:
         raise DataError(f"A share of {share} cannot be held out; accepted is more than 0, below 1.")
-    pictures = sorted({ref.image_id for ref in dataset.refs})
+    identity = {ref.ref_id: dataset.info(ref).identity for ref in dataset.refs}
+    pictures = sorted(set(identity.values()))
     count = max(round(share * len(pictures)), 1)
     drawn = np.random.default_rng(0).permutation(len(pictures))[:count]
     chosen = {pictures[index] for index in drawn}
     return TrainingData(
-        train=dataset.with_refs(tuple(r for r in dataset.refs if r.image_id not in chosen)),
-        val=dataset.with_refs(tuple(r for r in dataset.refs if r.image_id in chosen)),
+        train=dataset.with_refs(tuple(r for r in dataset if identity[r.ref_id] not in chosen)),
+        val=dataset.with_refs(tuple(r for r in dataset if identity[r.ref_id] in chosen)),
     )

@@ -41,6 +41,10 @@ class PhraseCut(RefDataset):
         super().__init__(root, refs=refs, images=images, segmentations={})
         self._polygons = polygons
 
+    def outline(self, ref: Ref) -> object:
+        """What the ref's mask is made of."""
+        return self._polygons[ref.ref_id]
+
     def mask(self, ref: Ref) -> BoolMask:
         """Union of all instances, bool [H, W], drawn as the authors' tool draws it."""
         height, width = self.size(ref)
@@ -106,13 +110,13 @@ def _tasks(root: Path, split: str) -> list[dict[str, Any]]:
     return loaded
 
 
-def phrasecut_pictures(root: Path) -> set[ImageInfo]:
-    """Every picture of all splits.
+def phrasecut_pictures(root: Path) -> set[str]:
+    """Identities of every picture of all splits.
 
     Raises:
         DataError: their list is damaged.
     """
-    return set(_images(root).values())
+    return {picture.identity for picture in _images(root).values()}
 
 
 def _images(root: Path) -> dict[int, ImageInfo]:
@@ -123,11 +127,14 @@ def _images(root: Path) -> dict[int, ImageInfo]:
     try:
         return {
             int(entry["image_id"]): ImageInfo(
-                f"{int(entry['image_id'])}.jpg", int(entry["height"]), int(entry["width"])
+                f"{int(entry['image_id'])}.jpg",
+                int(entry["height"]),
+                int(entry["width"]),
+                None if entry.get("coco_id") is None else int(entry["coco_id"]),
             )
             for entry in loaded
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"'{path}' is no list of PhraseCut's pictures: {error!r}.") from error
 
 

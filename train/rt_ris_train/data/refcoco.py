@@ -8,8 +8,10 @@ object, several, or none, with the sentences that refer to it.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -38,6 +40,7 @@ IMAGE_FOLDERS: tuple[str, ...] = tuple(
     )
 )
 _GREFCOCO = "grefs("
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
 _NO_ANNOTATION = -1  # gRefCOCO's mark for "refers to nothing here"
 
 
@@ -83,11 +86,28 @@ class Ref:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Name, and size in pixels, of a picture."""
+    """What is known of a picture without opening it.
+
+    Attributes:
+        file_name: below one of the folders where pictures are looked for.
+        height: in pixels.
+        width: in pixels.
+        coco_id: its number in COCO, where it is one of COCO's pictures, whatever its size here.
+    """
 
     file_name: str
     height: int
     width: int
+    coco_id: int | None = None
+
+    @property
+    def identity(self) -> str:
+        """Equal for the same picture in another set: COCO's number, else name and size."""
+        name = PurePosixPath(self.file_name).name
+        coco = _COCO_NAME.fullmatch(name)
+        if coco or self.coco_id is not None:
+            return f"COCO {int(coco[1]) if coco else self.coco_id}"
+        return f"{name} {self.height} x {self.width}"
 
 
 class RefDataset:
@@ -140,7 +160,7 @@ class RefDataset:
                 f"{', '.join(present) or 'none, the file is empty'}."
             )
         instances = _load_instances(root / "instances.json")
-        images = _read_images(instances, root, wanted={r.get("image_id") for r in chosen})
+        images = _read_images(instances, root, wanted=_image_ids(chosen))
         refs = tuple(_read_ref(record, images, refs_path) for record in chosen)
         if refs_path.name.startswith(_GREFCOCO):
             refs = _without_crowds(instances, refs, root)
@@ -167,6 +187,17 @@ class RefDataset:
         chosen = copy.copy(self)
         chosen.refs = refs
         return chosen
+
+    def digest(self) -> str:
+        """Changes with anything that a training reads but the pictures themselves."""
+        found = hashlib.sha256()
+        for ref in self.refs:
+            found.update(f"{ref} {self.info(ref)} {self.outline(ref)}".encode())
+        return found.hexdigest()
+
+    def outline(self, ref: Ref) -> object:
+        """What the ref's mask is made of."""
+        return [self._segmentations[ann_id] for ann_id in ref.ann_ids]
 
     def samples(self) -> list[tuple[Ref, Sentence]]:
         """Every sentence with its ref: the unit in which test scores are published."""
@@ -237,15 +268,22 @@ def in_split(ref_split: str, wanted: str) -> bool:
     return ref_split == wanted
 
 
-def pictures_outside(root: Path, *, split: str, split_by: str | None = None) -> set[ImageInfo]:
-    """The pictures that have a ref in any other split than the named one.
+def pictures_outside(root: Path, *, split: str, split_by: str | None = None) -> set[str]:
+    """Identities of the pictures that have a ref in any other split than the named one.
 
     Raises:
         DataError: as ``RefDataset.open``.
     """
     records = _load_records(_find_refs_file(root, split_by))
-    others = {r.get("image_id") for r in records if not in_split(str(r.get("split")), split)}
-    return set(_read_images(_load_instances(root / "instances.json"), root, wanted=others).values())
+    others = _image_ids(r for r in records if not in_split(str(r.get("split")), split))
+    pictures = _read_images(_load_instances(root / "instances.json"), root, wanted=others)
+    return {picture.identity for picture in pictures.values()}
+
+
+def _image_ids(records: Iterable[Record]) -> set[object]:
+    """What can be an image's number; what cannot is refused where its ref is read."""
+    found = (record.get("image_id") for record in records)
+    return {number for number in found if isinstance(number, Hashable)}
 
 
 def _find_refs_file(root: Path, split_by: str | None) -> Path:
@@ -366,8 +404,10 @@ def _read_ref(record: Record, images: Mapping[int, ImageInfo], path: Path) -> Re
         image_id = int(record["image_id"])
         ann_ids = _annotation_ids(record)
         sentences = tuple(_read_sentence(s, n) for n, s in enumerate(record["sentences"]))
+        if not sentences:
+            raise ValueError("it has no sentence")
         ref_id, split = int(record["ref_id"]), str(record["split"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         name = record.get("ref_id", "without ref_id")
         raise DataError(f"'{path}': ref {name} is not as expected: {error!r}.") from error
     if image_id not in images:

@@ -1,0 +1,273 @@
+"""A float32 graph as a strongly typed one in half precision, and what of it is half.
+
+The policy: everything is float16 but
+
+- what reads a picture before its first convolution or product (values of 0..255 are normalised);
+- reductions, powers and what else of ``FULL`` has a range or a rounding that half precision lacks;
+  LayerNormalization and Softmax take and give halves and compute in float32 inside, which their
+  definitions say (``stash_type``) and engines do;
+- the network's final outputs, and inputs of an operator that ONNX types as float32.
+
+A runtime that reads types, as TensorRT does with strongly typed networks, adds nothing and removes
+nothing: what is written here is what runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+
+from rt_ris.errors import PlanError
+from rt_ris.spec import EXISTENCE, LOGITS, PIXELS, StageSpec, TensorSpec
+from rt_ris_export import onnx_graph
+from rt_ris_export.onnx_graph import LARGEST_HALF
+
+FULL: Final = frozenset(
+    {
+        "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp",
+        "ReduceProd", "CumSum", "Pow", "Exp", "Log", "Sqrt", "Reciprocal", "InstanceNormalization",
+        "GroupNormalization",
+    }
+)  # fmt: skip
+"""Operators that are computed in float32 and whose operands are float32."""
+
+WIDE: Final = frozenset({"LayerNormalization", "Softmax", "BatchNormalization", "Sigmoid", "Div"})
+"""What is computed in float32 as well where half precision alone misses the gate."""
+
+PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
+FIXED: Final[Mapping[str, tuple[int, ...]]] = {"Resize": (1, 2)}
+"""Inputs that ONNX types as float32 whatever the others are, by operator."""
+
+_HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfShare:
+    """How much of a graph is in half precision.
+
+    Attributes:
+        weights: share of the stored floating-point values.
+        multiply_adds: share of the multiply-adds of one run, attention and function bodies counted.
+        full: names of the nodes with multiply-adds in float32, the most costly first.
+    """
+
+    weights: float
+    multiply_adds: float
+    full: tuple[str, ...] = ()
+
+
+def half_spec(spec: StageSpec) -> StageSpec:
+    """A stage whose tensors between stages are float16; what enters and leaves a network stays."""
+    return replace(
+        spec,
+        inputs=tuple(_half_tensor(tensor) for tensor in spec.inputs),
+        outputs=tuple(_half_tensor(tensor) for tensor in spec.outputs),
+    )
+
+
+def _half_tensor(tensor: TensorSpec) -> TensorSpec:
+    if tensor.dtype != "float32" or tensor.name in (LOGITS, EXISTENCE):
+        return tensor
+    return replace(tensor, dtype="float16")
+
+
+def to_half(model: ModelProto, *, also_full: frozenset[str] | None = frozenset()) -> ModelProto:
+    """A copy in half precision.
+
+    Args:
+        model: a float32 graph.
+        also_full: operators that are computed in float32 as well; None for all of them, so that
+            only the graph's inputs and outputs are halves.
+
+    Raises:
+        PlanError: a graph inside a node, which the policy does not cover, or a type that cannot be
+            inferred.
+    """
+    return _Converter(model, also_full).converted()
+
+
+class _Converter:
+    """One conversion: each float tensor gets a type, and casts stand where two types meet."""
+
+    def __init__(self, model: ModelProto, also_full: frozenset[str] | None) -> None:
+        self.also_full = also_full
+        self.model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        self.graph = self.model.graph
+        self.floats = {name for name, kind in _types(self.model).items() if kind == _FULL}
+        self.before_products = _before_products(self.graph.node)
+        self.types: dict[str, int] = {}
+        self.casts: dict[tuple[str, int], str] = {}
+        self.nodes: list[NodeProto] = []
+
+    def converted(self) -> ModelProto:
+        """The whole of it."""
+        outputs = {value.name for value in self.graph.output}
+        final = outputs & {LOGITS, EXISTENCE}
+        renamed = {name: f"{name}.half" for name in final}
+        for value in self.graph.input:
+            if value.name in self.floats:
+                value.type.tensor_type.elem_type = self.types[value.name] = _HALF
+        for entry in self.graph.initializer:
+            if entry.name in self.floats:
+                self.types[entry.name] = _FULL  # narrowed below, where a half reads it
+        for node in self.graph.node:
+            self._convert(node, renamed)
+        for name in sorted(final):
+            self.nodes.append(self._cast(renamed[name], name, _FULL))
+        for value in self.graph.output:
+            if value.name in self.floats and value.name not in final:
+                self._deliver(value.name)
+                value.type.tensor_type.elem_type = _HALF
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        self._drop_unread()
+        del self.graph.value_info[:]
+        return self.model
+
+    def _convert(self, node: NodeProto, renamed: Mapping[str, str]) -> None:
+        if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
+            raise PlanError(f"Node '{node.name}' ({node.op_type}) holds a graph; not in fp16.")
+        full = (
+            self.also_full is None
+            or node.op_type in FULL | self.also_full
+            or node.name in self.before_products
+        )
+        kind = _FULL if full else _HALF
+        if node.op_type in ("Cast", "Constant", "ConstantOfShape"):
+            made = self._converted_source(node, kind)
+        else:
+            fixed = FIXED.get(node.op_type, ())
+            for index, name in enumerate(node.input):
+                if name in self.floats:
+                    wanted = _FULL if index in fixed else kind
+                    node.input[index] = self._as(name, wanted, renamed)
+            made = kind
+        for index, name in enumerate(node.output):
+            if name in self.floats:
+                self.types[name] = made
+                if name in renamed:
+                    node.output[index] = renamed[name]
+        self.nodes.append(node)
+
+    def _converted_source(self, node: NodeProto, kind: int) -> int:
+        """The type that a node which makes values of nothing, or of other types, gives."""
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            return _FULL  # zeros of float32 are what it makes unless told otherwise
+        for entry in node.attribute:
+            if node.op_type == "Cast" and entry.name == "to" and entry.i == _FULL:
+                entry.i = kind
+            elif entry.name == "value" and entry.t.data_type == _FULL:
+                entry.t.CopyFrom(_narrowed(entry.t) if kind == _HALF else entry.t)
+            elif entry.name in ("value_float", "value_floats"):
+                return _FULL
+        return kind
+
+    def _as(self, name: str, kind: int, renamed: Mapping[str, str]) -> str:
+        """The name under which a tensor has a type, through a cast where it has another."""
+        source = renamed.get(name, name)
+        if self.types[name] == kind:
+            return source
+        if (name, kind) not in self.casts:
+            target = f"{name}.{'half' if kind == _HALF else 'full'}"
+            stored = self._stored(name)
+            if stored is not None:
+                narrow = _narrowed(stored)
+                narrow.name = target
+                self.graph.initializer.append(narrow)
+            else:
+                self.nodes.append(self._cast(source, target, kind))
+            self.casts[name, kind] = target
+        return self.casts[name, kind]
+
+    def _stored(self, name: str) -> TensorProto | None:
+        return next((entry for entry in self.graph.initializer if entry.name == name), None)
+
+    def _cast(self, source: str, target: str, kind: int) -> NodeProto:
+        return helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=kind)
+
+    def _deliver(self, name: str) -> None:
+        """Give an output that was computed in float32 its declared type."""
+        if self.types[name] == _HALF:
+            return
+        inner = f"{name}.full"
+        for node in self.nodes:
+            for index, made in enumerate(node.output):
+                if made == name:
+                    node.output[index] = inner
+            for index, read in enumerate(node.input):
+                if read == name:
+                    node.input[index] = inner
+        self.nodes.append(self._cast(inner, name, _HALF))
+
+    def _drop_unread(self) -> None:
+        read = {name for node in self.nodes for name in node.input}
+        kept = [entry for entry in self.graph.initializer if entry.name in read]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+
+
+def half_share(model: ModelProto) -> HalfShare:
+    """Count what of a graph is in half precision.
+
+    Raises:
+        PlanError: the shape of a counted tensor cannot be inferred.
+    """
+    return share_of_all([model])
+
+
+def share_of_all(models: Sequence[ModelProto]) -> HalfShare:
+    """The same over several graphs together.
+
+    Raises:
+        PlanError: as ``half_share``.
+    """
+    sizes = [
+        (math.prod(entry.dims), entry.data_type == _HALF)
+        for model in models
+        for entry in model.graph.initializer
+        if entry.data_type in (_HALF, _FULL)
+    ]
+    costs = [cost for model in models for cost in onnx_graph.costs(model)]
+    full = sorted((cost for cost in costs if not cost.half), key=lambda cost: -cost.multiply_adds)
+    return HalfShare(
+        weights=_share(sizes),
+        multiply_adds=_share((cost.multiply_adds, cost.half) for cost in costs),
+        full=tuple(f"{cost.node} ({cost.op_type})" for cost in full),
+    )
+
+
+def _share(pairs: Iterable[tuple[int, bool]]) -> float:
+    listed = list(pairs)
+    total = sum(count for count, _ in listed)
+    return sum(count for count, half in listed if half) / total if total else 1.0
+
+
+def _narrowed(tensor: TensorProto) -> TensorProto:
+    """A stored tensor as halves; what is beyond their range becomes their largest."""
+    values = numpy_helper.to_array(tensor)
+    narrow = np.where(np.isfinite(values), np.clip(values, -LARGEST_HALF, LARGEST_HALF), values)
+    return numpy_helper.from_array(narrow.astype(np.float16), tensor.name)
+
+
+def _types(model: ModelProto) -> dict[str, int]:
+    graph, types = model.graph, onnx_graph.element_types(model)
+    missing = [name for node in graph.node for name in node.output if name and name not in types]
+    if missing:
+        raise PlanError(f"The type of '{missing[0]}' in '{graph.name}' cannot be inferred.")
+    return types
+
+
+def _before_products(nodes: Iterable[NodeProto]) -> frozenset[str]:
+    """Nodes that read a picture directly, up to the first products."""
+    found: set[str] = set()
+    tainted = {PIXELS}
+    for node in nodes:
+        if node.op_type not in PRODUCTS and tainted & set(node.input):
+            found.add(node.name)
+            tainted |= set(node.output)
+    return frozenset(found)

@@ -1,0 +1,125 @@
+"""Graphs in the precision that was asked for, and the ladder of remedies for one that misses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from onnx import ModelProto
+
+from rt_ris.errors import PlanError
+from rt_ris.spec import StageSpec
+from rt_ris_export import onnx_graph
+from rt_ris_export.artefacts import GRAPHS, NETWORK
+from rt_ris_export.half import WIDE, HalfShare, half_share, half_spec, share_of_all, to_half
+from rt_ris_export.step import Context, Kind, Step
+from rt_ris_export.workspace import Workspace
+
+Policy = Literal["full", "half", "wide", "full inside"]
+LADDER: Final[Mapping[Policy, Policy]] = {"half": "wide", "wide": "full inside"}
+"""What is tried next where a stage misses: norms and softmaxes in float32, then all of it."""
+
+LEAST_HALF: Final = 0.9
+"""The share of weights and of multiply-adds below which a graph is not called fp16."""
+
+
+@dataclass(kw_only=True)
+class TypedGraphs:
+    """The graphs of all stages in their precision.
+
+    Attributes:
+        plain: float32 graphs by stage id, as traced.
+        specs: of the stages as they are in ``files``.
+        files: the graphs that will ship.
+        shares: how much of each is in half precision.
+        policies: what was applied to each.
+        steps: what a ladder has done so far, for the record.
+    """
+
+    workspace: Workspace
+    plain: Mapping[str, ModelProto]
+    specs: dict[str, StageSpec]
+    files: dict[str, Path] = field(default_factory=dict)
+    shares: dict[str, HalfShare] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
+    steps: list[str] = field(default_factory=list)
+
+    def apply(self, stage: str, policy: Policy) -> None:
+        """Write a stage's graph by a policy."""
+        self.policies[stage] = policy
+        model = self.plain[stage]
+        if policy != "full":
+            operators = {"half": frozenset[str](), "wide": WIDE, "full inside": None}[policy]
+            model = to_half(model, also_full=operators)
+            onnx_graph.check(model)
+            onnx_graph.check_interface(model, self.specs[stage])
+        self.shares[stage] = half_share(model)
+        self.files[stage] = self.workspace.write(f"{stage}.onnx", onnx_graph.serialise(model))
+
+    def climb(self, stage: str) -> bool:
+        """Take the next step of the ladder for a stage; false at its end."""
+        if self.policies[stage] not in LADDER:
+            return False
+        before = self.policies[stage]
+        self.apply(stage, LADDER[before])
+        self.steps.append(f"{stage}: {before} -> {self.policies[stage]}")
+        return True
+
+    def precision(self, stage: str) -> Literal["fp32", "fp16", "mixed"]:
+        """What a stage may be called."""
+        if self.policies[stage] == "full":
+            return "fp32"
+        return "fp16" if self.policies[stage] == "half" else "mixed"
+
+    def share(self) -> HalfShare:
+        """Of all stages together."""
+        return share_of_all([onnx_graph.parse(path.read_bytes()) for path in self.files.values()])
+
+
+TYPED: Final = Kind[TypedGraphs]("typed graphs")
+"""The graphs in their precision, with their declarations."""
+
+
+def check_share(share: HalfShare) -> None:
+    """Refuse to call fp16 what is so by less than nine tenths.
+
+    Raises:
+        PlanError: naming the nodes.
+    """
+    if min(share.weights, share.multiply_adds) >= LEAST_HALF:
+        return
+    raise PlanError(
+        f"Only {share.weights:.1%} of the weights and {share.multiply_adds:.1%} of the "
+        f"multiply-adds would be in half precision; fp16 means at least {LEAST_HALF:.0%} of both. "
+        f"In float32 are: {', '.join(share.full[:5]) or 'weights of no product'}. Ask for a mixed "
+        "export (--remedy auto), or for --precision fp32."
+    )
+
+
+def _run(context: Context) -> None:
+    graphs = context.artefacts.get(GRAPHS)
+    half = context.recipe.precision == "fp16"
+    specs = {stage.spec.id: stage.spec for stage in context.artefacts.get(NETWORK).network.stages()}
+    folder = context.workspace.folder / "typed"
+    folder.mkdir()
+    typed = TypedGraphs(
+        workspace=Workspace(folder),
+        plain={name: onnx_graph.parse(path.read_bytes()) for name, path in graphs.items()},
+        specs={name: half_spec(spec) if half else spec for name, spec in specs.items()},
+    )
+    for name in graphs:
+        context.say(f"typing {name} in {context.recipe.precision}")
+        typed.apply(name, "half" if half else "full")
+    if half:
+        share = typed.share()
+        check_share(share)
+        context.say(
+            f"{share.weights:.1%} of the weights and {share.multiply_adds:.1%} of the "
+            "multiply-adds are in half precision"
+        )
+    context.artefacts.put(TYPED, typed)
+
+
+PRECISION = Step(name="precision", needs=(NETWORK, GRAPHS), makes=(TYPED,), run=_run)

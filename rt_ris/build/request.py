@@ -1,0 +1,49 @@
+"""What the process that builds is asked for, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Target = Literal["tensorrt", "tensorrt-rtx"]
+
+MODULES: Final[Mapping[Target, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""The Python modules of the builders."""
+
+BUCKETS: Final = ((1, 1, 1), (2, 4, 4), (5, 16, 16))
+"""Least, best and most sentences of each optimisation profile."""
+
+MOST_EXPRESSIONS: Final = BUCKETS[-1][2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One engine.
+
+    Attributes:
+        graph: path of the ONNX file.
+        engine: path of the file to write.
+        sm: compute capability to build for, such as 86; None for the GPU that is there.
+    """
+
+    graph: str
+    engine: str
+    sm: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Several engines by one builder.
+
+    Attributes:
+        target: which builder.
+        plugin: register our plugins first; else their operators are built from their functions.
+        workspace_mib: of device memory that the builder may use.
+        jobs: in order.
+    """
+
+    target: Target
+    plugin: bool
+    workspace_mib: int | None
+    jobs: tuple[Job, ...]

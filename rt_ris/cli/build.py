@@ -1,0 +1,79 @@
+"""``rt-ris build``: engines of a bundle, here or for compute capabilities that are not here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rt_ris.build.engines import RTX_SMS, EngineRecord, build_engines
+from rt_ris.bundle import Bundle
+from rt_ris.cli.options import add_json, positive, print_json, shown
+from rt_ris.records import to_data
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser(
+        "build",
+        help="build TensorRT engines of a bundle",
+        description="Build every stage into an engine. TensorRT-RTX builds for named compute "
+        "capabilities without a GPU; such engines are unverified until a gate passes on one.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--target", choices=("tensorrt", "tensorrt-rtx"), required=True)
+    parser.add_argument(
+        "--sm",
+        type=_capabilities,
+        default=(),
+        metavar="SM,SM",
+        help=f"compute capabilities, of {','.join(map(str, RTX_SMS))} [the GPU that is there]",
+    )
+    parser.add_argument("--out", type=Path, help="folder of the engines [BUNDLE.engines]")
+    parser.add_argument(
+        "--no-plugin", action="store_true", help="build our operators from their functions"
+    )
+    parser.add_argument("--workspace", type=positive, metavar="MIB", help="builder's device memory")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, and say what was not verified."""
+    bundle = Bundle.open(args.bundle)
+    out = args.out or args.bundle.with_name(f"{args.bundle.name}.engines")
+    records = build_engines(
+        bundle,
+        out,
+        target=args.target,
+        sms=args.sm,
+        plugin=not args.no_plugin,
+        workspace_mib=args.workspace,
+        overwrite=args.overwrite,
+        say=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    if args.json:
+        print_json({"engines": shown(out), "built": [to_data(record) for record in records]})
+    else:
+        print(_table(records))
+        print(f"{shown(out)}: {len(records)} engines, UNVERIFIED: none has run on its GPU yet.")
+    return 0
+
+
+def _capabilities(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 75,86,120") from error
+
+
+def _table(records: tuple[EngineRecord, ...]) -> str:
+    wide = max(len(record.engine) for record in records) + 2
+    lines = [f"{'engine':<{wide}}{'MiB':>8}{'s':>8}{'layers':>8}{'fused attentions':>18}"]
+    lines += [
+        f"{record.engine:<{wide}}{record.bytes / 2**20:>8.1f}{record.seconds:>8.1f}"
+        f"{record.layers:>8}{record.fused_attentions:>18}"
+        for record in records
+    ]
+    return "\n".join(lines)
