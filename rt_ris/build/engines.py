@@ -116,6 +116,28 @@ def build_engines(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def build_graph(
+    graph: Path, engine: Path, *, target: Target, sm: int | None, plugin: bool = False
+) -> Mapping[str, Any]:
+    """Build one graph that belongs to no bundle, for looking at what the builder makes of it.
+
+    Returns:
+        ``seconds``, ``version``, ``layers``, ``plugins``, ``fused_attentions``, ``bytes``.
+
+    Raises:
+        MissingExtraError: the builder is not installed.
+        BuildError: the graph was refused, or the building process died.
+    """
+    _check_builder(target, () if sm is None else (sm,))
+    job = Job(graph=str(graph), engine=str(engine), sm=sm)
+    request = Request(target=target, plugin=plugin, workspace_mib=None, jobs=(job,))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "request.json"
+        path.write_bytes(to_json(request))
+        (built,) = _built(path, request, lambda _: None)
+    return built
+
+
 def _build_in(
     folder: Path,
     bundle: Bundle,
