@@ -221,8 +221,8 @@ def _built(path: Path, request: Request, say: Callable[[str], None]) -> Iterator
                 left = f", about {spent / index * (len(names) - index):.0f} s left" if index else ""
                 say(f"[{index + 1}/{len(names)}] building {name}{left}")
                 assert child.stdout is not None
-                line = child.stdout.readline()
-                news = json.loads(line) if line.startswith("{") else {}
+                told = (line for line in child.stdout if line.startswith('{"'))
+                news = json.loads(next(told, "{}"))  # the builder prints lines of its own, too
                 if "built" not in news:
                     raise _failure(name, news, child, errors)
                 spent += float(news["built"]["seconds"])

@@ -43,6 +43,7 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Child:
 
 
 BUILDS = """
+print("a line of the builder's own", flush=True)
 request = json.load(open(sys.argv[3]))
 for job in request["jobs"]:
     open(job["engine"], "wb").write(job["graph"].encode())
