@@ -128,7 +128,7 @@ def write_bundle(
     _check_draft(manifest, members)
     check_target(target, overwrite=overwrite)
     try:
-        with _partial(target) as folder:
+        with partial_folder(target) as folder:
             sealed = {name: _store(folder / name, source) for name, source in members.items()}
             raw = replace(manifest, members=sealed).to_json()
             parse_manifest(raw)  # never seal what cannot be opened
@@ -136,7 +136,7 @@ def write_bundle(
             digest = hashlib.sha256(raw).hexdigest()
             _store(folder / MANIFEST_HASH, f"{digest}\n".encode())
             _sync_folder(folder)
-            _put(folder, target)
+            put_in_place(folder, target)
     except OSError as error:
         raise _storage_error(target, error) from error
     return Bundle.open(target)
@@ -200,7 +200,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 @contextmanager
-def _partial(target: Path) -> Iterator[Path]:
+def partial_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling of ``target`` that is gone afterwards unless it was moved."""
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
@@ -210,8 +210,8 @@ def _partial(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _put(folder: Path, target: Path) -> None:
-    """Move a finished folder to its place; an old bundle there survives a failure."""
+def put_in_place(folder: Path, target: Path) -> None:
+    """Move a finished folder to its place; an old one there survives a failure."""
     old = folder.with_suffix(".old")
     if os.path.lexists(target):
         target.rename(old)

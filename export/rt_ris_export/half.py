@@ -15,7 +15,7 @@ nothing: what is written here is what runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -44,21 +44,46 @@ FIXED: Final[Mapping[str, tuple[int, ...]]] = {"Resize": (1, 2)}
 """Inputs that ONNX types as float32 whatever the others are, by operator."""
 
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+_SUFFIXES: Final[Mapping[int, str]] = {_HALF: "half", _FULL: "full"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalfShare:
-    """How much of a graph is in half precision.
+    """How much of a graph, or of several, is in half precision.
 
     Attributes:
-        weights: share of the stored floating-point values.
-        multiply_adds: share of the multiply-adds of one run, attention and function bodies counted.
-        full: names of the nodes with multiply-adds in float32, the most costly first.
+        stored: number of stored floating-point values.
+        stored_half: of them in half precision.
+        spent: multiply-adds of one run, attention and function bodies counted.
+        spent_half: of them in half precision.
+        full: names of the nodes with multiply-adds in float32, with those, the most costly first.
     """
 
-    weights: float
-    multiply_adds: float
-    full: tuple[str, ...] = ()
+    stored: int = 0
+    stored_half: int = 0
+    spent: int = 0
+    spent_half: int = 0
+    full: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def weights(self) -> float:
+        """Share of the stored values, 0..1."""
+        return self.stored_half / self.stored if self.stored else 1.0
+
+    @property
+    def multiply_adds(self) -> float:
+        """Share of the multiply-adds, 0..1."""
+        return self.spent_half / self.spent if self.spent else 1.0
+
+    def __add__(self, other: HalfShare) -> HalfShare:
+        """Of both together."""
+        return HalfShare(
+            stored=self.stored + other.stored,
+            stored_half=self.stored_half + other.stored_half,
+            spent=self.spent + other.spent,
+            spent_half=self.spent_half + other.spent_half,
+            full=tuple(sorted(self.full + other.full, reverse=True)),
+        )
 
 
 def half_spec(spec: StageSpec) -> StageSpec:
@@ -100,36 +125,33 @@ class _Converter:
         self.graph = self.model.graph
         self.floats = {name for name, kind in _types(self.model).items() if kind == _FULL}
         self.before_products = _before_products(self.graph.node)
+        self.stored = {entry.name: entry for entry in self.graph.initializer}
         self.types: dict[str, int] = {}
-        self.casts: dict[tuple[str, int], str] = {}
+        self.cast: set[str] = set()
         self.nodes: list[NodeProto] = []
 
     def converted(self) -> ModelProto:
         """The whole of it."""
-        outputs = {value.name for value in self.graph.output}
-        final = outputs & {LOGITS, EXISTENCE}
-        renamed = {name: f"{name}.half" for name in final}
         for value in self.graph.input:
             if value.name in self.floats:
                 value.type.tensor_type.elem_type = self.types[value.name] = _HALF
-        for entry in self.graph.initializer:
-            if entry.name in self.floats:
-                self.types[entry.name] = _FULL  # narrowed below, where a half reads it
+        for name in self.stored:
+            if name in self.floats:
+                self.types[name] = _FULL  # narrowed below, where a half reads it
         for node in self.graph.node:
-            self._convert(node, renamed)
-        for name in sorted(final):
-            self.nodes.append(self._cast(renamed[name], name, _FULL))
+            self._convert(node)
         for value in self.graph.output:
-            if value.name in self.floats and value.name not in final:
-                self._deliver(value.name)
-                value.type.tensor_type.elem_type = _HALF
+            if value.name in self.floats:
+                kind = _FULL if value.name in (LOGITS, EXISTENCE) else _HALF
+                self._deliver(value.name, kind)
+                value.type.tensor_type.elem_type = kind
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         self._drop_unread()
         del self.graph.value_info[:]
         return self.model
 
-    def _convert(self, node: NodeProto, renamed: Mapping[str, str]) -> None:
+    def _convert(self, node: NodeProto) -> None:
         if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
             raise PlanError(f"Node '{node.name}' ({node.op_type}) holds a graph; not in fp16.")
         full = (
@@ -145,13 +167,9 @@ class _Converter:
             for index, name in enumerate(node.input):
                 if name in self.floats:
                     wanted = _FULL if index in fixed else kind
-                    node.input[index] = self._as(name, wanted, renamed)
+                    node.input[index] = self._as(name, wanted)
             made = kind
-        for index, name in enumerate(node.output):
-            if name in self.floats:
-                self.types[name] = made
-                if name in renamed:
-                    node.output[index] = renamed[name]
+        self.types |= dict.fromkeys(self.floats.intersection(node.output), made)
         self.nodes.append(node)
 
     def _converted_source(self, node: NodeProto, kind: int) -> int:
@@ -167,42 +185,34 @@ class _Converter:
                 return _FULL
         return kind
 
-    def _as(self, name: str, kind: int, renamed: Mapping[str, str]) -> str:
+    def _as(self, name: str, kind: int) -> str:
         """The name under which a tensor has a type, through a cast where it has another."""
-        source = renamed.get(name, name)
         if self.types[name] == kind:
-            return source
-        if (name, kind) not in self.casts:
-            target = f"{name}.{'half' if kind == _HALF else 'full'}"
-            stored = self._stored(name)
-            if stored is not None:
-                narrow = _narrowed(stored)
+            return name
+        target = f"{name}.{_SUFFIXES[kind]}"
+        if target not in self.cast:
+            self.cast.add(target)
+            if name in self.stored:
+                narrow = _narrowed(self.stored[name])
                 narrow.name = target
                 self.graph.initializer.append(narrow)
             else:
-                self.nodes.append(self._cast(source, target, kind))
-            self.casts[name, kind] = target
-        return self.casts[name, kind]
-
-    def _stored(self, name: str) -> TensorProto | None:
-        return next((entry for entry in self.graph.initializer if entry.name == name), None)
+                self.nodes.append(self._cast(name, target, kind))
+        return target
 
     def _cast(self, source: str, target: str, kind: int) -> NodeProto:
         return helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=kind)
 
-    def _deliver(self, name: str) -> None:
-        """Give an output that was computed in float32 its declared type."""
-        if self.types[name] == _HALF:
+    def _deliver(self, name: str, kind: int) -> None:
+        """Give an output its declared type, where it was computed in another."""
+        if self.types[name] == kind:
             return
-        inner = f"{name}.full"
+        inner = f"{name}.{_SUFFIXES[self.types[name]]}"
         for node in self.nodes:
-            for index, made in enumerate(node.output):
-                if made == name:
-                    node.output[index] = inner
-            for index, read in enumerate(node.input):
-                if read == name:
-                    node.input[index] = inner
-        self.nodes.append(self._cast(inner, name, _HALF))
+            for names in (node.output, node.input):
+                for index in (index for index, other in enumerate(names) if other == name):
+                    names[index] = inner
+        self.nodes.append(self._cast(inner, name, kind))
 
     def _drop_unread(self) -> None:
         read = {name for node in self.nodes for name in node.input}
@@ -217,34 +227,18 @@ def half_share(model: ModelProto) -> HalfShare:
     Raises:
         PlanError: the shape of a counted tensor cannot be inferred.
     """
-    return share_of_all([model])
-
-
-def share_of_all(models: Sequence[ModelProto]) -> HalfShare:
-    """The same over several graphs together.
-
-    Raises:
-        PlanError: as ``half_share``.
-    """
-    sizes = [
-        (math.prod(entry.dims), entry.data_type == _HALF)
-        for model in models
-        for entry in model.graph.initializer
-        if entry.data_type in (_HALF, _FULL)
+    half = (entry for entry in model.graph.initializer if entry.data_type == _HALF)
+    costs = onnx_graph.costs(model)
+    full = [
+        (cost.multiply_adds, f"{cost.node} ({cost.op_type})") for cost in costs if not cost.half
     ]
-    costs = [cost for model in models for cost in onnx_graph.costs(model)]
-    full = sorted((cost for cost in costs if not cost.half), key=lambda cost: -cost.multiply_adds)
     return HalfShare(
-        weights=_share(sizes),
-        multiply_adds=_share((cost.multiply_adds, cost.half) for cost in costs),
-        full=tuple(f"{cost.node} ({cost.op_type})" for cost in full),
+        stored=onnx_graph.parameters(model),
+        stored_half=sum(math.prod(entry.dims) for entry in half),
+        spent=sum(cost.multiply_adds for cost in costs),
+        spent_half=sum(cost.multiply_adds for cost in costs if cost.half),
+        full=tuple(sorted(full, reverse=True)),
     )
-
-
-def _share(pairs: Iterable[tuple[int, bool]]) -> float:
-    listed = list(pairs)
-    total = sum(count for count, _ in listed)
-    return sum(count for count, half in listed if half) / total if total else 1.0
 
 
 def _narrowed(tensor: TensorProto) -> TensorProto:

@@ -187,17 +187,6 @@ def initialisers(model: ModelProto) -> dict[str, npt.NDArray[Any]]:
     return {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
 
 
-def multiply_adds(model: ModelProto) -> int:
-    """Multiply-adds of one run with N = 1, over matrix products and convolutions.
-
-    Custom operators count as their functions do.
-
-    Raises:
-        PlanError: the shape of a counted tensor cannot be inferred.
-    """
-    return sum(cost.multiply_adds for cost in costs(model))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """Multiply-adds of one node, and whether it computes in half precision."""
@@ -209,7 +198,9 @@ class Cost:
 
 
 def costs(model: ModelProto) -> tuple[Cost, ...]:
-    """The multiply-adds of every node that has some, for a run with N = 1.
+    """The multiply-adds of matrix products and convolutions, for a run with N = 1.
+
+    Custom operators count as their functions do.
 
     Raises:
         PlanError: the shape of a counted tensor cannot be inferred.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -34,10 +35,11 @@ def main(words: Sequence[str]) -> int:
         try:
             found = build(trt, job, workspace_mib=request.workspace_mib)
         except Refused as refusal:
-            _say(failed={"engine": job.engine, "errors": refusal.errors})
+            _say(failed={"errors": refusal.errors})
             return 1
         seconds = round(time.monotonic() - began, 1)
-        _say(built={"engine": job.engine, "seconds": seconds, "version": trt.__version__, **found})
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        _say(built={"seconds": seconds, "peak_mib": peak_mib, "version": trt.__version__, **found})
     return 0
 
 
@@ -64,7 +66,7 @@ def build(trt: Any, job: Job, *, workspace_mib: int | None) -> dict[str, object]
     Raises:
         Refused: the graph does not parse or cannot be built.
     """
-    log = _log(trt)
+    log = error_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -109,7 +111,9 @@ def _check_plugins(layers: Sequence[Any]) -> None:
             )
 
 
-def _log(trt: Any) -> Any:
+def error_log(trt: Any) -> Any:
+    """A logger that keeps what the builder calls errors, in ``errors``."""
+
     class Log(trt.ILogger):  # type: ignore[misc] # the module ships no types
         """Keeps the errors."""
 

@@ -6,25 +6,27 @@ import hashlib
 import importlib.util
 import json
 import os
-import resource
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from rt_ris.build.request import BUCKETS, MODULES, Job, Request, Target
-from rt_ris.bundle import Bundle
+from rt_ris.bundle import Bundle, partial_folder, put_in_place
 from rt_ris.errors import BuildError, MissingExtraError, OutputError
+from rt_ris.manifest import StageArtefact
 from rt_ris.records import to_json
 
 RTX_SMS: Final = (75, 80, 86, 89, 120, 121)
 """Compute capabilities for which TensorRT-RTX 1.7 builds without a GPU."""
+
+OWN: Final = (".engine", ".engine.json")
+"""Endings of what a folder of engines holds."""
 
 UNVERIFIED: Final = "unverified"
 
@@ -49,7 +51,7 @@ class EngineRecord:
         layers: of the parsed network.
         fused_attentions: attention kernels that the builder fused.
         seconds: that the build took.
-        peak_mib: largest memory of the building process so far.
+        peak_mib: largest memory of the building process up to here.
         verified: ``unverified``, or the record of a gate that passed on a device.
     """
 
@@ -102,18 +104,46 @@ def build_engines(
         IntegrityError: a graph is not the one that was sealed.
     """
     _check_builder(target, sms)
-    if out.exists() and not overwrite:
-        raise OutputError(f"'{out}' exists; choose another folder (--out), or --overwrite.")
+    _check_out(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        records = _build_in(folder, bundle, target, sms, plugin, workspace_mib, say)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-        return records
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with partial_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        wanted = [(stage, sm) for stage in bundle.manifest.stages for sm in sms or (None,)]
+        for stage in bundle.manifest.stages:
+            (Path(scratch) / stage.file).write_bytes(bundle.read(stage.file))
+        jobs = tuple(
+            Job(
+                graph=str(Path(scratch) / stage.file),
+                engine=str(folder / _name(stage, target, sm)),
+                sm=sm,
+            )
+            for stage, sm in wanted
+        )
+        request = Request(target=target, plugin=plugin, workspace_mib=workspace_mib, jobs=jobs)
+        records = []
+        for (stage, sm), built in zip(wanted, _built(request, say), strict=True):
+            content = (folder / _name(stage, target, sm)).read_bytes()
+            record = EngineRecord(
+                engine=_name(stage, target, sm),
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+                stage=stage.spec.id,
+                precision=stage.target.precision,
+                bundle_sha256=bundle.sha256,
+                graph_sha256=bundle.manifest.members[stage.file].sha256,
+                target=target,
+                version=str(built["version"]),
+                sm=sm,
+                plugin=int(built["plugins"]) > 0,
+                profiles=BUCKETS,
+                layers=int(built["layers"]),
+                fused_attentions=int(built["fused_attentions"]),
+                seconds=float(built["seconds"]),
+                peak_mib=int(built["peak_mib"]),
+            )
+            (folder / f"{record.engine}.json").write_bytes(to_json(record))
+            records.append(record)
+        put_in_place(folder, out)
+    return tuple(records)
 
 
 def build_graph(
@@ -131,86 +161,39 @@ def build_graph(
     _check_builder(target, () if sm is None else (sm,))
     job = Job(graph=str(graph), engine=str(engine), sm=sm)
     request = Request(target=target, plugin=plugin, workspace_mib=None, jobs=(job,))
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "request.json"
-        path.write_bytes(to_json(request))
-        (built,) = _built(path, request, lambda _: None)
+    (built,) = _built(request, lambda _: None)
     return built
 
 
-def _build_in(
-    folder: Path,
-    bundle: Bundle,
-    target: Target,
-    sms: Sequence[int],
-    plugin: bool,
-    workspace_mib: int | None,
-    say: Callable[[str], None],
-) -> tuple[EngineRecord, ...]:
-    drafts: list[EngineRecord] = []
-    jobs: list[Job] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for stage in bundle.manifest.stages:
-            graph = Path(scratch) / stage.file
-            content = bundle.read(stage.file)
-            graph.write_bytes(content)
-            for sm in sms or (None,):
-                draft = EngineRecord(
-                    engine=_name(stage.spec.id, stage.target.precision, target, sm),
-                    sha256="",
-                    bytes=0,
-                    stage=stage.spec.id,
-                    precision=stage.target.precision,
-                    bundle_sha256=bundle.sha256,
-                    graph_sha256=hashlib.sha256(content).hexdigest(),
-                    target=target,
-                    version="",
-                    sm=sm,
-                    plugin=False,
-                    profiles=BUCKETS,
-                    layers=0,
-                    fused_attentions=0,
-                    seconds=0.0,
-                    peak_mib=0,
-                )
-                drafts.append(draft)
-                jobs.append(Job(graph=str(graph), engine=str(folder / draft.engine), sm=sm))
-        request = Request(
-            target=target, plugin=plugin, workspace_mib=workspace_mib, jobs=tuple(jobs)
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that is there, and in any case one that holds more than engines."""
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise OutputError(f"'{out}' exists; choose another folder (--out), or --overwrite.")
+    others = [out]
+    if out.is_dir() and not out.is_symlink():
+        others = [path for path in out.iterdir() if not path.name.endswith(OWN)]
+    if others:
+        raise OutputError(
+            f"'{out}' is no folder of engines alone ('{others[0].name}'); it is left alone, choose "
+            "another one (--out)."
         )
-        path = Path(scratch) / "request.json"
-        path.write_bytes(to_json(request))
-        records = []
-        for draft, built in zip(drafts, _built(path, request, say), strict=True):
-            record = _finished(draft, built, folder)
-            (folder / f"{record.engine}.json").write_bytes(to_json(record))
-            records.append(record)
-    return tuple(records)
 
 
-def _finished(draft: EngineRecord, built: Mapping[str, Any], folder: Path) -> EngineRecord:
-    content = (folder / draft.engine).read_bytes()
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    return replace(
-        draft,
-        sha256=hashlib.sha256(content).hexdigest(),
-        bytes=len(content),
-        version=str(built["version"]),
-        plugin=int(built["plugins"]) > 0,
-        layers=int(built["layers"]),
-        fused_attentions=int(built["fused_attentions"]),
-        seconds=float(built["seconds"]),
-        peak_mib=peak,
-    )
-
-
-def _built(path: Path, request: Request, say: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
+def _built(request: Request, say: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
     """What the child reports, engine by engine; an error if it stops before the last."""
     names = [Path(job.engine).name for job in request.jobs]
     spent = 0.0
-    with _libraries(request.target) as environment, tempfile.TemporaryFile("w+") as errors:
+    with (
+        libraries(request.target) as environment,
+        tempfile.NamedTemporaryFile(suffix=".json") as written,
+        tempfile.TemporaryFile("w+") as errors,
+    ):
+        written.write(to_json(request))
+        written.flush()
         child = subprocess.Popen(
-            [sys.executable, "-m", "rt_ris.build.child", str(path)],
+            [sys.executable, "-m", "rt_ris.build.child", written.name],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -256,7 +239,7 @@ def _failure(
 
 
 @contextmanager
-def _libraries(target: Target) -> Iterator[dict[str, str]]:
+def libraries(target: Target) -> Iterator[dict[str, str]]:
     """The child's environment: TensorRT-RTX looks for its library by a name its wheel lacks.
 
     Seen in 1.7.1: the parser opens ``libtensorrt_rtx.so``, the wheel has ``.so.1`` only, and the
@@ -295,6 +278,6 @@ def _check_builder(target: Target, sms: Sequence[int]) -> None:
         )
 
 
-def _name(stage: str, precision: str, target: Target, sm: int | None) -> str:
+def _name(stage: StageArtefact, target: Target, sm: int | None) -> str:
     device = "local" if sm is None else f"sm{sm}"
-    return f"{stage}.{precision}.{target}-{device}.engine"
+    return f"{stage.spec.id}.{stage.target.precision}.{target}-{device}.engine"

@@ -89,7 +89,7 @@ def test_multiply_adds(node: NodeProto, x: list[int | str], w: tuple[int, ...], 
     model = _model([node], inputs={"x": x}, outputs={"y": None}, weights={"w": w})
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    assert onnx_graph.multiply_adds(model) == cost
+    assert sum(node.multiply_adds for node in onnx_graph.costs(model)) == cost
 
 
 def test_unknown_shapes_are_not_guessed() -> None:
@@ -100,7 +100,7 @@ def test_unknown_shapes_are_not_guessed() -> None:
         weights={"w": (3, 4)},
     )
     with pytest.raises(PlanError, match="the shape of 'x' cannot be inferred"):
-        onnx_graph.multiply_adds(model)
+        onnx_graph.costs(model)
 
 
 def test_parameters_are_the_stored_numbers() -> None:

@@ -54,9 +54,9 @@ def _measured(
     traced: Traced, graphs: Mapping[str, Path], *, seeded: bool = True, limits: Limits = FULL
 ) -> ParityRecord:
     """The gate on one picture."""
-    samples = shipped_samples()[:1]
+    observed = parity.observe(traced.network, shipped_samples()[:1])
     return parity.measure(
-        traced.network, graphs, samples=samples, limits=limits, seeded=seeded
+        traced.network, graphs, observed=observed, limits=limits, seeded=seeded
     ).record
 
 

@@ -11,22 +11,14 @@ import sys
 
 import tensorrt_rtx as trt
 
+from rt_ris.build.child import error_log
 from rt_ris_kernels import plugin
 
 NAME = b"MaskedMutualAttention"
 
 
-class Log(trt.ILogger):  # type: ignore[misc]
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.errors: list[str] = []
-
-    def log(self, severity: object, message: str) -> None:
-        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self.errors.append(message)
-
-
-def build(path: str, sm: int, log: Log) -> dict[str, object]:
+def build(path: str, sm: int) -> dict[str, object]:
+    log = error_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -72,7 +64,7 @@ def main() -> None:
     if with_plugin == "plugin":
         plugin.register(trt)
         plugin.register(trt)  # a second time changes nothing
-    print(json.dumps([build(path, int(sm), Log()) for sm in sms]))
+    print(json.dumps([build(path, int(sm)) for sm in sms]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rt_ris.build.engines import libraries
 from rt_ris.errors import PluginError
 from rt_ris_kernels import plugin
 from rt_ris_kernels.geometry import geometry, workspace_bound
@@ -161,39 +161,29 @@ def model(element: int) -> onnx.ModelProto:
     )
 
 
-@pytest.fixture(scope="module")
-def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """TensorRT-RTX 1.7 looks for its own library by a name that its wheel does not carry."""
-    libraries = pytest.importorskip("tensorrt_rtx_libs")
-    folder = tmp_path_factory.mktemp("rtx")
-    for path in Path(libraries.__path__[0]).glob("*.so.1"):
-        (folder / path.stem).symlink_to(path)
-    return folder
-
-
-def plans(path: Path, folder: Path, how: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, str(CHILD), str(path), how, *SMS],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def plans(path: Path, how: str) -> list[dict[str, Any]]:
+    with libraries("tensorrt-rtx") as environment:
+        done = subprocess.run(
+            [sys.executable, str(CHILD), str(path), how, *SMS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @pytest.mark.parametrize("element", [TensorProto.FLOAT16, TensorProto.FLOAT])
-def test_one_onnx_file_builds_with_the_plugin_and_without(
-    element: int, tmp_path: Path, library_folder: Path
-) -> None:
+def test_one_onnx_file_builds_with_the_plugin_and_without(element: int, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_libs")
     path = tmp_path / "operator.onnx"
     onnx.save(model(element), path)
-    with_plugin = plans(path, library_folder, "plugin")
+    with_plugin = plans(path, "plugin")
     assert [row.get("plugin_layers") for row in with_plugin] == [1] * len(SMS), with_plugin
     assert [row["errors"] for row in with_plugin] == [[]] * len(SMS)
-    inlined = plans(path, library_folder, "inlined")
+    inlined = plans(path, "inlined")
     if element == TensorProto.FLOAT:  # TensorRT-RTX 1.7.1 has no float32 products for Turing
         assert "FP32 GEMM is not supported" in inlined.pop(0)["errors"][0]
     assert [row.get("plugin_layers") for row in inlined] == [0] * len(inlined), inlined

@@ -18,12 +18,9 @@ from PIL import Image
 from rt_ris.mask import Mask, Placement
 from rt_ris.spec import SentenceField
 from rt_ris_train.data.refcoco import Ref, RefDataset, Sentence
-from rt_ris_train.metrics import MetricsByKind
+from rt_ris_train.metrics import Bool, MetricsByKind
 
 Progress = Callable[[int, int], None]
-
-
-Bool = npt.NDArray[np.bool_]
 
 
 class Answer(Protocol):

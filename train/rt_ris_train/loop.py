@@ -117,8 +117,8 @@ class Trainer:
         if rank() == 0:
             _make_folder(out)
             _same_run(_plain(recipe), out / "recipe.json", what="recipe")
-            digests = {"train": data.train.digest(), "val": data.val.digest()}
-            _same_run(digests, out / "data.json", what="data")
+            digests = [table.digest for table in tables]
+            _same_run({"train": digests[0], "val": digests[1]}, out / "data.json", what="data")
         self.optimizer = _optimizer(self.network, recipe)
         self.steps = total_steps(recipe, tables[0])
         self.step = 0

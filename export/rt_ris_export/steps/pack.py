@@ -13,7 +13,6 @@ from rt_ris.manifest import PARITY as PARITY_FILE
 from rt_ris.manifest import TOKENIZER, Manifest, Provenance, StageArtefact
 from rt_ris.records import to_json
 from rt_ris.spec import TargetSpec
-from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import BUNDLE, GOLDEN, NETWORK, PARITY, WEIGHTS
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.rounding import RANGES
@@ -56,16 +55,15 @@ def draft_manifest(
 
 
 def _artefact(graphs: TypedGraphs, stage: str) -> StageArtefact:
-    path = graphs.files[stage]
-    model = onnx_graph.parse(path.read_bytes())
+    share = graphs.shares[stage]
     return StageArtefact(
         spec=graphs.specs[stage],
-        file=path.name,
+        file=graphs.files[stage].name,
         target=TargetSpec(format="onnx", precision=graphs.precision(stage)),
-        multiply_adds=onnx_graph.multiply_adds(model),
-        parameters=onnx_graph.parameters(model),
-        half_weights=graphs.shares[stage].weights,
-        half_multiply_adds=graphs.shares[stage].multiply_adds,
+        multiply_adds=share.spent,
+        parameters=share.stored,
+        half_weights=share.weights,
+        half_multiply_adds=share.multiply_adds,
     )
 
 

@@ -66,26 +66,49 @@ Values = Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    """One call on one picture with N sentences, on both sides.
+class Observation:
+    """One call on one picture with N sentences, in PyTorch.
 
     Attributes:
         sample: the picture.
         prepared: the picture as the network takes it.
         tokens: the N sentences.
         truth: every value that PyTorch computes.
-        chained: what the exported stages have computed so far, from pixels on.
-        excused: bool [N], sentences that missed because of a tie.
-        tied: bool [N], sentences with a score at a hard decision.
     """
 
     sample: GateSample
     prepared: Prepared
     tokens: Tokens
     truth: Values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run(Observation):
+    """The same call on the exported side.
+
+    Attributes:
+        chained: what the exported stages have computed so far, from pixels on.
+        excused: bool [N], sentences that missed because of a tie.
+        tied: bool [N], sentences with a score at a hard decision.
+    """
+
     chained: dict[str, Array]
     excused: Flags
     tied: Flags
+
+    @classmethod
+    def of(cls, seen: Observation) -> _Run:
+        """A run that begins."""
+        count = len(seen.tokens.sentences)
+        return cls(
+            sample=seen.sample,
+            prepared=seen.prepared,
+            tokens=seen.tokens,
+            truth=seen.truth,
+            chained={name: seen.truth[name] for name in _EXTERNAL},
+            excused=np.zeros(count, dtype=np.bool_),
+            tied=np.zeros(count, dtype=np.bool_),
+        )
 
     @property
     def label(self) -> str:
@@ -111,7 +134,7 @@ def measure(
     network: ReferringNetwork,
     graphs: Mapping[str, Path],
     *,
-    samples: Sequence[GateSample],
+    observed: Sequence[Observation],
     limits: Limits,
     specs: Mapping[str, StageSpec] | None = None,
     opened: Opener | None = None,
@@ -121,13 +144,12 @@ def measure(
     """Compare exported stages and masks with a network.
 
     Every stage is fed once with PyTorch's activations and once with what the exported stages
-    before it made. Each picture is asked about all its sentences at once and about the first
-    alone. One stage is open at a time, which bounds the memory.
+    before it made. One stage is open at a time, which bounds the memory.
 
     Args:
         network: the truth, in evaluation mode.
         graphs: ONNX files by stage id.
-        samples: pictures and sentences.
+        observed: what the network makes of pictures and sentences.
         limits: what is allowed.
         specs: declarations of the graphs by stage id, where they are not the network's own.
         opened: opens a graph to run it; None takes ONNX Runtime.
@@ -141,7 +163,7 @@ def measure(
         ParityError: a stage or a mask differs, or no mask proves anything; ``stage`` is the first
             one.
     """
-    runs = tuple(run for sample in samples for run in _runs(network, sample, say))
+    runs = tuple(map(_Run.of, observed))
     stages = []
     ranges: dict[str, Sequence[Range]] = {}
     for plain in network.graph().stages:
@@ -179,10 +201,19 @@ def measure(
     return Measured(record=record, golden=golden, ranges=ranges)
 
 
-def _runs(
+def observe(
+    network: ReferringNetwork,
+    samples: Sequence[GateSample],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Observation, ...]:
+    """PyTorch on all sentences of each picture at once, then on the first alone."""
+    return tuple(seen for sample in samples for seen in _observed(network, sample, say))
+
+
+def _observed(
     network: ReferringNetwork, sample: GateSample, say: Callable[[str], None]
-) -> Iterator[_Run]:
-    """PyTorch on all sentences of a picture at once, then on the first alone."""
+) -> Iterator[Observation]:
     tokenizer = Tokenizer(network.tokenizer_json().encode(), network.text)
     dependency = network.graph().values
     prepared = prepare(sample.picture, network.image)
@@ -193,15 +224,7 @@ def _runs(
         given = {TOKEN_IDS: tokens.token_ids, TOKEN_MASK: tokens.token_mask}
         truth = activations(network, {**seen, **given})
         seen = {name: truth[name] for name in truth if dependency[name] is Dependency.IMAGE}
-        yield _Run(
-            sample=sample,
-            prepared=prepared,
-            tokens=tokens,
-            truth=truth,
-            chained={PIXELS: prepared.pixels, VALID_BOX: prepared.valid_box, **given},
-            excused=np.zeros(len(sentences), dtype=np.bool_),
-            tied=np.zeros(len(sentences), dtype=np.bool_),
-        )
+        yield Observation(sample=sample, prepared=prepared, tokens=tokens, truth=truth)
 
 
 class _StageGate:
@@ -433,13 +456,14 @@ def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
 def _run(context: Context) -> None:
     recipe, loaded = context.recipe, context.artefacts.get(NETWORK)
     graphs = context.artefacts.get(TYPED)
+    observed = observe(loaded.network, _samples(recipe), say=context.say)
     plain: tuple[StageParity, ...] = ()
     if recipe.precision == "fp16":
         context.say("the float32 graphs first: a fault there is none of half precision")
         first = measure(
             loaded.network,
             context.artefacts.get(GRAPHS),
-            samples=_samples(recipe)[:PLAIN_PICTURES],
+            observed=observed[: 2 * PLAIN_PICTURES],  # two calls on each picture
             limits=LIMITS["fp32"],
             seeded=True,  # whether masks prove something is asked of what ships
             say=context.say,
@@ -450,7 +474,7 @@ def _run(context: Context) -> None:
             measured = measure(
                 loaded.network,
                 graphs.files,
-                samples=_samples(recipe),
+                observed=observed,
                 limits=recipe.limits(),
                 specs=graphs.specs,
                 opened=_rounding if recipe.precision == "fp16" else None,

@@ -13,7 +13,7 @@ from rt_ris.errors import PlanError
 from rt_ris.spec import StageSpec
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS, NETWORK
-from rt_ris_export.half import WIDE, HalfShare, half_share, half_spec, share_of_all, to_half
+from rt_ris_export.half import WIDE, HalfShare, half_share, half_spec, to_half
 from rt_ris_export.step import Context, Kind, Step
 from rt_ris_export.workspace import Workspace
 
@@ -75,7 +75,7 @@ class TypedGraphs:
 
     def share(self) -> HalfShare:
         """Of all stages together."""
-        return share_of_all([onnx_graph.parse(path.read_bytes()) for path in self.files.values()])
+        return sum(self.shares.values(), HalfShare())
 
 
 TYPED: Final = Kind[TypedGraphs]("typed graphs")
@@ -90,10 +90,11 @@ def check_share(share: HalfShare) -> None:
     """
     if min(share.weights, share.multiply_adds) >= LEAST_HALF:
         return
+    nodes = ", ".join(node for _, node in share.full[:5])
     raise PlanError(
         f"Only {share.weights:.1%} of the weights and {share.multiply_adds:.1%} of the "
         f"multiply-adds would be in half precision; fp16 means at least {LEAST_HALF:.0%} of both. "
-        f"In float32 are: {', '.join(share.full[:5]) or 'weights of no product'}. Ask for a mixed "
+        f"In float32 are: {nodes or 'weights of no product'}. Ask for a mixed "
         "export (--remedy auto), or for --precision fp32."
     )
 

@@ -15,7 +15,7 @@ from rt_ris.build import engines
 from rt_ris.build.engines import build_engines
 from rt_ris.bundle import Bundle
 from rt_ris.cli import main
-from rt_ris.errors import BuildError, IntegrityError, MissingExtraError
+from rt_ris.errors import BuildError, IntegrityError, MissingExtraError, OutputError
 
 PYTHON = sys.executable
 Child = Callable[[str], None]
@@ -48,7 +48,7 @@ request = json.load(open(sys.argv[3]))
 for job in request["jobs"]:
     open(job["engine"], "wb").write(job["graph"].encode())
     facts = {"engine": job["engine"], "seconds": 1.0, "version": "1.2.3.4"}
-    facts |= {"layers": 3, "plugins": 0, "fused_attentions": 0}
+    facts |= {"layers": 3, "plugins": 0, "fused_attentions": 0, "peak_mib": 70}
     print(json.dumps({"built": facts}), flush=True)
 """
 
@@ -74,7 +74,7 @@ def test_every_stage_is_built_for_every_gpu_and_recorded(
         assert record["bytes"] == path.stat().st_size
         assert record["bundle_sha256"] == bundle.sha256
         assert record["graph_sha256"] == bundle.manifest.members[f"{record['stage']}.onnx"].sha256
-        assert record["version"] == "1.2.3.4"
+        assert (record["version"], record["peak_mib"]) == ("1.2.3.4", 70)
         assert record["verified"] == "unverified"
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -129,6 +129,16 @@ def test_an_older_folder_stays_where_a_build_fails(
     with pytest.raises(BuildError):
         build_engines(bundle, out, target="tensorrt-rtx", sms=(86,), overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+
+
+def test_overwriting_spares_what_is_no_engine(bundle: Bundle, child: Child, tmp_path: Path) -> None:
+    child(BUILDS)
+    out = tmp_path / "out"
+    build_engines(bundle, out, target="tensorrt-rtx", sms=(86,))
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"thesis\.txt.*left alone"):
+        build_engines(bundle, out, target="tensorrt-rtx", sms=(86,), overwrite=True)
+    assert (out / "thesis.txt").read_text() == "mine"
 
 
 def test_a_graph_is_checked_before_the_builder_sees_it(

@@ -84,6 +84,7 @@ class SplitTable:
                         present=not ref.no_target,
                     )
                 )
+        self.digest = dataset.digest()
         self.texts = list(text_rows)
         self.by_image: list[list[int]] = [[] for _ in image_rows]
         self.by_ref: list[list[int]] = [[] for _ in dataset.refs]
@@ -415,5 +416,5 @@ def _fingerprint(network: ReferringNetwork, table: SplitTable) -> str:
     for name, value in network.named_parameters():
         if not value.requires_grad:
             digest.update(f"{name} {tuple(value.shape)} {float(value.double().sum()):.9g}".encode())
-    digest.update(f"{table.dataset.name} {table.dataset.digest()}".encode())
+    digest.update(f"{table.dataset.name} {table.digest}".encode())
     return digest.hexdigest()[:16]
