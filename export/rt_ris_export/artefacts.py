@@ -26,5 +26,8 @@ PARITY: Final = Kind[ParityRecord]("parity")
 GOLDEN: Final = Kind[bytes]("golden")
 """``golden.npz``: inputs from the gate and what PyTorch answers."""
 
+SEALED: Final = Kind[Path]("sealed bundle")
+"""The bundle in the workspace, before the runtime has replayed it."""
+
 BUNDLE: Final = Kind[Path]("bundle")
-"""The sealed bundle."""
+"""The bundle in its place."""

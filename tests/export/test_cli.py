@@ -38,7 +38,7 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "limit 1e-04: passed" in out
     assert "not trained: masks mean nothing" in out
     assert str(tmp_path / "a.bundle") in out
-    assert "[5/6] parity    PyTorch on chelsea with 3 sentences" in err
+    assert "[5/7] parity    PyTorch on chelsea with 3 sentences" in err
 
 
 @pytest.mark.usefixtures("quick", "one_picture")

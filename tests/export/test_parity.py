@@ -22,7 +22,7 @@ from rt_ris_export.limits import LIMITS, Limits
 from rt_ris_export.parity_record import Deviation, MaskParity, ParityRecord, worst
 from rt_ris_export.steps import parity
 from rt_ris_export.ties import TieFinder
-from rt_ris_export.truth import activations
+from rt_ris_export.truth import activations, observe
 from rt_ris_train.architecture import Batch
 
 from .conftest import Traced
@@ -54,7 +54,7 @@ def _measured(
     traced: Traced, graphs: Mapping[str, Path], *, seeded: bool = True, limits: Limits = FULL
 ) -> ParityRecord:
     """The gate on one picture."""
-    observed = parity.observe(traced.network, shipped_samples()[:1])
+    observed = observe(traced.network, shipped_samples()[:1])
     return parity.measure(
         traced.network, graphs, observed=observed, limits=limits, seeded=seeded
     ).record

@@ -10,6 +10,7 @@ from rt_ris_export.steps.load import LOAD
 from rt_ris_export.steps.pack import PACK
 from rt_ris_export.steps.parity import PARITY_GATE
 from rt_ris_export.steps.precision import PRECISION
+from rt_ris_export.steps.replay import REPLAY
 from rt_ris_export.steps.trace import TRACE
 
-STEPS: Final[tuple[Step, ...]] = (LOAD, TRACE, FUNCTION, PRECISION, PARITY_GATE, PACK)
+STEPS: Final[tuple[Step, ...]] = (LOAD, TRACE, FUNCTION, PRECISION, PARITY_GATE, PACK, REPLAY)

@@ -1,4 +1,4 @@
-"""Last step: seal everything into a bundle."""
+"""Seal everything into a bundle, in the workspace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rt_ris.manifest import PARITY as PARITY_FILE
 from rt_ris.manifest import TOKENIZER, Manifest, Provenance, StageArtefact
 from rt_ris.records import to_json
 from rt_ris.spec import TargetSpec
-from rt_ris_export.artefacts import BUNDLE, GOLDEN, NETWORK, PARITY, WEIGHTS
+from rt_ris_export.artefacts import GOLDEN, NETWORK, PARITY, SEALED, WEIGHTS
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.rounding import RANGES
 from rt_ris_export.step import Context, Step
@@ -86,13 +86,13 @@ def _provenance(loaded: LoadedNetwork, weights: Sequence[Imported]) -> Provenanc
 
 
 def _run(context: Context) -> None:
-    artefacts, output = context.artefacts, context.output
+    artefacts = context.artefacts
     loaded, graphs = artefacts.get(NETWORK), artefacts.get(TYPED)
     parity, weights = artefacts.get(PARITY), artefacts.get(WEIGHTS)
     any_half = any(artefacts.get(RANGES).values())
-    context.say(f"sealing {output}")
+    context.say("sealing")
     bundle = write_bundle(
-        output,
+        context.workspace.folder / "sealed",
         manifest=draft_manifest(loaded, graphs, parity=parity, weights=weights),
         members={
             TOKENIZER: loaded.network.tokenizer_json().encode(),
@@ -101,14 +101,13 @@ def _run(context: Context) -> None:
             **({RANGES_FILE: to_json(artefacts.get(RANGES))} if any_half else {}),
             **{path.name: path for path in graphs.files.values()},
         },
-        overwrite=context.recipe.overwrite,
     )
-    artefacts.put(BUNDLE, bundle.path)
+    artefacts.put(SEALED, bundle.path)
 
 
 PACK = Step(
     name="pack",
     needs=(NETWORK, WEIGHTS, TYPED, PARITY, GOLDEN, RANGES),
-    makes=(BUNDLE,),
+    makes=(SEALED,),
     run=_run,
 )

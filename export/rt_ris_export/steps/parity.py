@@ -14,7 +14,6 @@ from rt_ris.backends import open_backend
 from rt_ris.backends.base import Runner
 from rt_ris.errors import ParityError
 from rt_ris.gate import EXISTENCE_BAND, PROVING
-from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import StageArtefact
 from rt_ris.mask import Mask, Placement
 from rt_ris.predictor import masks_of
@@ -31,7 +30,6 @@ from rt_ris.spec import (
     StageSpec,
     TargetSpec,
 )
-from rt_ris.text import Tokenizer, Tokens
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GOLDEN, GRAPHS, NETWORK, PARITY
 from rt_ris_export.compare import by_sentence, compare_masks, deviation
@@ -51,8 +49,9 @@ from rt_ris_export.recipe import ExportRecipe
 from rt_ris_export.rounding import RANGES, Range, RoundingRunner
 from rt_ris_export.step import Context, Step
 from rt_ris_export.steps.precision import TYPED
+from rt_ris_export.third_party import check_conventions
 from rt_ris_export.ties import Opener, TieFinder, typed
-from rt_ris_export.truth import activations
+from rt_ris_export.truth import Observation, counted, observe
 from rt_ris_train.architecture import ReferringNetwork
 
 PLAIN_PICTURES: Final = 2
@@ -63,23 +62,6 @@ _EXTERNAL: Final = frozenset({PIXELS, VALID_BOX, TOKEN_IDS, TOKEN_MASK})
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 Values = Mapping[str, Array]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Observation:
-    """One call on one picture with N sentences, in PyTorch.
-
-    Attributes:
-        sample: the picture.
-        prepared: the picture as the network takes it.
-        tokens: the N sentences.
-        truth: every value that PyTorch computes.
-    """
-
-    sample: GateSample
-    prepared: Prepared
-    tokens: Tokens
-    truth: Values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +94,7 @@ class _Run(Observation):
 
     @property
     def label(self) -> str:
-        return f"picture '{self.sample.name}' with {_count(len(self.tokens.sentences))}"
+        return f"picture '{self.sample.name}' with {counted(len(self.tokens.sentences))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,32 +181,6 @@ def measure(
     )
     golden = tuple(_golden(run) for run in runs if len(run.tokens.sentences) > 1)
     return Measured(record=record, golden=golden, ranges=ranges)
-
-
-def observe(
-    network: ReferringNetwork,
-    samples: Sequence[GateSample],
-    *,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[Observation, ...]:
-    """PyTorch on all sentences of each picture at once, then on the first alone."""
-    return tuple(seen for sample in samples for seen in _observed(network, sample, say))
-
-
-def _observed(
-    network: ReferringNetwork, sample: GateSample, say: Callable[[str], None]
-) -> Iterator[Observation]:
-    tokenizer = Tokenizer(network.tokenizer_json().encode(), network.text)
-    dependency = network.graph().values
-    prepared = prepare(sample.picture, network.image)
-    seen: Values = {PIXELS: prepared.pixels, VALID_BOX: prepared.valid_box}
-    for sentences in (sample.sentences, sample.sentences[:1]):
-        say(f"PyTorch on {sample.name} with {_count(len(sentences))}")
-        tokens = tokenizer.encode(sentences)
-        given = {TOKEN_IDS: tokens.token_ids, TOKEN_MASK: tokens.token_mask}
-        truth = activations(network, {**seen, **given})
-        seen = {name: truth[name] for name in truth if dependency[name] is Dependency.IMAGE}
-        yield Observation(sample=sample, prepared=prepared, tokens=tokens, truth=truth)
 
 
 class _StageGate:
@@ -443,10 +399,6 @@ def _golden(run: _Run) -> GoldenCase:
     return GoldenCase(picture=run.sample.picture, tokens=run.tokens, values=run.truth)
 
 
-def _count(sentences: int) -> str:
-    return f"{sentences} sentence{'s' if sentences > 1 else ''}"
-
-
 def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
     if recipe.gate is None:
         return shipped_samples()
@@ -455,6 +407,8 @@ def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
 
 def _run(context: Context) -> None:
     recipe, loaded = context.recipe, context.artefacts.get(NETWORK)
+    compared = check_conventions()
+    context.say(f"pictures and masks are handled as others do: {compared} comparisons")
     graphs = context.artefacts.get(TYPED)
     observed = observe(loaded.network, _samples(recipe), say=context.say)
     plain: tuple[StageParity, ...] = ()
