@@ -49,11 +49,8 @@ _SOURCES: Final[Mapping[str, str]] = {
 Case = Mapping[str, npt.NDArray[Any]]
 
 
-def check_conventions() -> int:
+def check_conventions() -> None:
     """Compare the runtime's handling of pictures and masks with that of others.
-
-    Returns:
-        The number of comparisons.
 
     Raises:
         ParityError: they differ; ``stage`` is ``prepare`` or ``mask``.
@@ -77,7 +74,6 @@ def check_conventions() -> int:
                 stage=MASK,
                 error=share,
             )
-    return sum(len(listed) for listed in cases.values())
 
 
 def _cases() -> dict[str, list[tuple[str, Case]]]:

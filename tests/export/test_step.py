@@ -44,7 +44,7 @@ def test_changers_keep_the_order_of_the_table() -> None:
 
 
 def test_the_table_of_steps_is_a_plan() -> None:
-    ordered = ["load", "trace", "function", "precision", "parity", "pack"]
+    ordered = ["load", "trace", "function", "precision", "parity", "pack", "replay"]
     assert _names(plan(STEPS, goal=BUNDLE)) == ordered
     assert _names(plan(STEPS[::-1], goal=BUNDLE)) == ordered
 

@@ -407,8 +407,8 @@ def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
 
 def _run(context: Context) -> None:
     recipe, loaded = context.recipe, context.artefacts.get(NETWORK)
-    compared = check_conventions()
-    context.say(f"pictures and masks are handled as others do: {compared} comparisons")
+    context.say("pictures and masks, beside what others make of them")
+    check_conventions()
     graphs = context.artefacts.get(TYPED)
     observed = observe(loaded.network, _samples(recipe), say=context.say)
     plain: tuple[StageParity, ...] = ()

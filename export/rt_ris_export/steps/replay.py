@@ -58,9 +58,9 @@ def _replay(bundle: Bundle) -> None:
 
 def _run(context: Context) -> None:
     artefacts, output = context.artefacts, context.output.absolute()
+    context.say("the runtime replays the sealed bundle")
     sealed = Bundle.open(artefacts.get(SEALED))
     check_declarations(sealed.manifest, artefacts.get(NETWORK).network, artefacts.get(TYPED))
-    context.say("the runtime replays the sealed bundle")
     _replay(sealed)
     check_target(output, overwrite=context.recipe.overwrite)
     try:
