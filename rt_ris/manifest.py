@@ -167,7 +167,9 @@ class Manifest:
 
     def needed(self) -> tuple[str, ...]:
         """Names of the members that a predictor opens."""
-        return (self.tokenizer, *(stage.file for stage in self.stages))
+        files = [name for stage in self.stages for name in (stage.file, f"{stage.file}.data")]
+        optional = {name for name in files[1::2] if name not in self.members}
+        return (self.tokenizer, *(name for name in files if name not in optional))
 
     def to_json(self) -> bytes:
         """The document as it is written to ``manifest.json``."""

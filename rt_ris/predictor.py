@@ -226,7 +226,9 @@ def _open_stages(bundle: Bundle, *, backend: str, threads: int | None) -> dict[s
 
     def opened(stage: StageSpec) -> Runner:
         artefact = manifest.stage(stage.id)
-        return module.open_stage(artefact, bundle.read(artefact.file), threads=threads)
+        model, data = bundle.read(artefact.file), f"{artefact.file}.data"
+        weights = bundle.read(data) if data in manifest.members else b""
+        return module.open_stage(artefact, model, data=weights, threads=threads)
 
     _log.info("opening %s on backend %s", bundle.path, name)
     return open_runners(tuple(stage.spec for stage in manifest.stages), opened)

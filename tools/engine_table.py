@@ -18,10 +18,10 @@ from typing import Final
 
 from rt_ris.build.engines import build_graph
 from rt_ris.errors import BuildError
-from rt_ris_export import onnx_graph
 from rt_ris_export.half import half_share, to_half
 from rt_ris_export.steps.function import complete
 from rt_ris_export.steps.trace import trace
+from rt_ris_export.workspace import Workspace
 from rt_ris_train.architecture import load
 
 RESULT: Final = Path(__file__).parent.parent / "bench" / "results" / "engines.json"
@@ -47,8 +47,7 @@ def rows(arch: str, variant: str, sms: Sequence[int]) -> list[dict[str, object]]
         share = half_share(half)
         traced = round(time.monotonic() - began, 1)
         with tempfile.TemporaryDirectory() as folder:
-            graph = Path(folder) / "stage.onnx"
-            graph.write_bytes(onnx_graph.serialise(half))
+            graph = Workspace(Path(folder)).write_graph(stage.spec.id, half)
             for sm in sms:
                 row: dict[str, object] = {
                     "stage": stage.spec.id,

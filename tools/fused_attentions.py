@@ -36,7 +36,7 @@ def counted(variant: str, sm: int, *, block: Callable[..., Tensor]) -> dict[str,
     attentions = sum(node.op_type == "Softmax" for node in model.graph.node)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "encoder.onnx"
-        graph.write_bytes(onnx_graph.serialise(model))
+        graph.write_bytes(onnx_graph.serialise(model).graph)
         facts = build_graph(graph, Path(folder) / "encoder.engine", target="tensorrt-rtx", sm=sm)
     kept = ("fused_attentions", "layers", "bytes", "seconds", "version")
     return {"attentions": attentions, **{name: facts[name] for name in kept}}

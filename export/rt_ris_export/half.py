@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from rt_ris.errors import PlanError
 from rt_ris.spec import EXISTENCE, LOGITS, PIXELS, StageSpec, TensorSpec
@@ -121,7 +121,7 @@ class _Converter:
 
     def __init__(self, model: ModelProto, also_full: frozenset[str] | None) -> None:
         self.also_full = also_full
-        self.model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        self.model = onnx_graph.inferred(model)
         self.graph = self.model.graph
         self.floats = {name for name, kind in _types(self.model).items() if kind == _FULL}
         self.before_products = _before_products(self.graph.node)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
@@ -24,8 +27,16 @@ from onnx import (
 from rt_ris.errors import PlanError, ShapeError
 from rt_ris.spec import EXPRESSIONS, DType, StageSpec, TensorSpec
 
-MAX_BYTES: Final = (1 << 31) - (1 << 20)
-"""Protocol buffers end at 2 GiB; a stage beyond needs external data, which is not written here."""
+MAX_BYTES: Final = (1 << 31) - (64 << 20)
+"""Of stored tensors in one file: protocol buffers end at 2 GiB; beyond, there is a second file."""
+
+DATA: Final = ".data"
+"""What the second file has behind the name of the first."""
+
+_SET_ASIDE: Final = 1 << 16
+"""Bytes of a stored tensor above which nothing infers a shape from its values."""
+
+_ALIGNMENT: Final = 64
 
 _DTYPES: Final[Mapping[int, DType]] = {
     TensorProto.FLOAT: "float32",
@@ -47,24 +58,100 @@ LARGEST_HALF: Final = 65504.0
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def parse(raw: bytes) -> ModelProto:
-    """A model from the bytes of its file."""
-    return onnx.load_from_string(raw)
+@dataclass(frozen=True)
+class Serialised:
+    """A model's file or files.
 
-
-def serialise(model: ModelProto) -> bytes:
-    """The bytes of a model's file.
-
-    Raises:
-        PlanError: it is larger than one file may be.
+    Attributes:
+        graph: the ONNX file.
+        data: the file ``<graph's name>.onnx.data`` with its large tensors; empty where the first
+            holds everything.
     """
-    size = model.ByteSize()
-    if size > MAX_BYTES:
-        raise PlanError(
-            f"Graph '{model.graph.name}' has {size / 2**30:.2f} GiB; one ONNX file holds 2. "
-            "Choose a smaller variant; external data is not written by this version."
-        )
-    return bytes(model.SerializeToString(deterministic=True))
+
+    graph: bytes
+    data: bytes = b""
+
+
+def parse(graph: bytes, data: bytes = b"") -> ModelProto:
+    """A model from the bytes of its files, with everything in memory."""
+    model = onnx.load_model_from_string(graph)
+    for entry in model.graph.initializer:
+        if entry.data_location == TensorProto.EXTERNAL:
+            place = {field.key: field.value for field in entry.external_data}
+            start = int(place["offset"])
+            entry.raw_data = data[start : start + int(place["length"])]
+            entry.ClearField("external_data")
+            entry.ClearField("data_location")
+    return model
+
+
+def serialise(model: ModelProto) -> Serialised:
+    """The bytes of a model's file, or of two where one cannot hold it."""
+    if sum(len(entry.raw_data) for entry in model.graph.initializer) <= MAX_BYTES:
+        return Serialised(model.SerializeToString(deterministic=True))
+    chunks: list[bytes] = []
+    with _weights_aside(model) as aside:
+        outside = [entry for entry in model.graph.initializer if entry.name in aside]
+        offset = 0
+        for entry in outside:
+            content = aside[entry.name]
+            _point(entry, f"{model.graph.name}.onnx{DATA}", offset, len(content))
+            chunks += [content, bytes(-len(content) % _ALIGNMENT)]
+            offset += len(content) + len(chunks[-1])
+        graph = model.SerializeToString(deterministic=True)
+        for entry in outside:
+            entry.ClearField("external_data")
+            entry.ClearField("data_location")
+    return Serialised(graph, b"".join(chunks))
+
+
+def _point(entry: TensorProto, file: str, offset: int, length: int) -> None:
+    """Say where a tensor's bytes are."""
+    entry.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        entry.external_data.add(key=key, value=str(value))
+
+
+def load(path: Path) -> ModelProto:
+    """A model from its file, and from the one beside it where there is one."""
+    data = path.with_name(path.name + DATA)
+    return parse(path.read_bytes(), data.read_bytes() if data.exists() else b"")
+
+
+@contextmanager
+def _weights_aside(model: ModelProto) -> Iterator[Mapping[str, bytes]]:
+    """A model without the bytes of its large tensors, which come back afterwards.
+
+    ONNX's own tools pass whole models through protocol buffers, and so end at 2 GiB.
+    """
+    large = [entry for entry in model.graph.initializer if len(entry.raw_data) > _SET_ASIDE]
+    aside = {entry.name: entry.raw_data for entry in large}
+    for entry in large:
+        entry.ClearField("raw_data")
+    try:
+        yield aside
+    finally:
+        _put_back(model, aside)
+
+
+def _put_back(model: ModelProto, aside: Mapping[str, bytes]) -> None:
+    for entry in model.graph.initializer:
+        if entry.name in aside:
+            entry.raw_data = aside[entry.name]
+
+
+def inferred(model: ModelProto, *, inline: bool = False) -> ModelProto:
+    """A copy in which every tensor's type and shape is stated.
+
+    Args:
+        model: a graph whose custom operators have functions.
+        inline: put the functions' nodes in place of their operators.
+    """
+    with _weights_aside(model) as aside:
+        flat = inliner.inline_local_functions(model) if inline else model
+        found = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
+    _put_back(found, aside)
+    return found
 
 
 def check_interface(model: ModelProto, spec: StageSpec) -> None:
@@ -147,7 +234,12 @@ def check(model: ModelProto) -> None:
         PlanError: the graph is not valid ONNX.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        with tempfile.TemporaryDirectory() as folder:  # the checker takes large models by path
+            path, written = Path(folder) / f"{model.graph.name}.onnx", serialise(model)
+            path.write_bytes(written.graph)
+            if written.data:
+                path.with_name(path.name + DATA).write_bytes(written.data)
+            onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         raise PlanError(f"Graph '{model.graph.name}' is not valid ONNX: {error}") from error
 
@@ -171,7 +263,7 @@ def expose(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, tuple[T
     Raises:
         PlanError: the type of one cannot be inferred.
     """
-    copy = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    copy = inferred(model)
     inner = {value.name: value for value in copy.graph.value_info}
     missing = [name for name in names if name not in inner]
     if missing:
@@ -205,9 +297,10 @@ def costs(model: ModelProto) -> tuple[Cost, ...]:
     Raises:
         PlanError: the shape of a counted tensor cannot be inferred.
     """
-    flat = _with_one_expression(inliner.inline_local_functions(model))
-    inferred = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
-    shapes, types = _shapes(inferred.graph), element_types(inferred)
+    with _weights_aside(model):
+        flat = _with_one_expression(inliner.inline_local_functions(model))
+    typed = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
+    shapes, types = _shapes(typed.graph), element_types(typed)
     counted = (
         Cost(
             node=node.name or node.output[0],
@@ -215,7 +308,7 @@ def costs(model: ModelProto) -> tuple[Cost, ...]:
             multiply_adds=_cost(node, shapes),
             half=types.get(node.output[0]) == TensorProto.FLOAT16,
         )
-        for node in inferred.graph.node
+        for node in typed.graph.node
     )
     return tuple(cost for cost in counted if cost.multiply_adds)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from rt_ris.backends.base import Array, Runner
 from rt_ris.errors import BackendError
@@ -59,13 +59,12 @@ class RoundingRunner(Runner):
 
     def __init__(self, spec: StageSpec, model: ModelProto) -> None:
         super().__init__(spec)
-        flat = inliner.inline_local_functions(model)
-        inferred = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
-        self._types = onnx_graph.element_types(inferred)
-        self._nodes = list(inferred.graph.node)
+        flat = onnx_graph.inferred(model, inline=True)
+        self._types = onnx_graph.element_types(flat)
+        self._nodes = list(flat.graph.node)
         self._opset = onnx_graph.opset(model)
         self._stored = {
-            name: _widened(array) for name, array in onnx_graph.initialisers(inferred).items()
+            name: _widened(array) for name, array in onnx_graph.initialisers(flat).items()
         }
         self._sessions: dict[bytes, Any] = {}
         self._last = {name: index for index, node in enumerate(self._nodes) for name in node.input}

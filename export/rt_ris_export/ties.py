@@ -20,7 +20,7 @@ from rt_ris_export import onnx_graph
 from rt_ris_export.steps.function import kernel_of
 
 Array = npt.NDArray[Any]
-Opener = Callable[[StageSpec, bytes], Runner]
+Opener = Callable[[StageSpec, ModelProto], Runner]
 
 
 def typed(values: Mapping[str, Array], spec: StageSpec) -> dict[str, Array]:
@@ -81,5 +81,5 @@ class TieFinder:
             names = tuple(name for name in read if name not in there)
             model, inner = onnx_graph.expose(self._model, names)
             spec = replace(self._spec, outputs=(*self._spec.outputs, *inner))
-            self._runner = self._opened(spec, onnx_graph.serialise(model))
+            self._runner = self._opened(spec, model)
         return {**stored, **inputs, **self._runner.run(inputs)}

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx import ModelProto
+
 from rt_ris.bundle import check_target
 from rt_ris.errors import StorageError
+from rt_ris_export import onnx_graph
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ class Workspace:
         except OSError as error:
             raise storage_error(path, error) from error
         return path
+
+    def write_graph(self, stage: str, model: ModelProto) -> Path:
+        """Write a stage's graph; where one file cannot hold it, its weights into a second.
+
+        Raises:
+            StorageError: as ``write``.
+        """
+        written = onnx_graph.serialise(model)
+        if written.data:
+            self.write(f"{stage}.onnx{onnx_graph.DATA}", written.data)
+        return self.write(f"{stage}.onnx", written.graph)
 
 
 @contextmanager

@@ -25,12 +25,15 @@ class Backend(Protocol):
     def versions(self) -> Mapping[str, str]:
         """Names and versions of what the backend runs on, and its devices."""
 
-    def open_stage(self, artefact: StageArtefact, model: bytes, *, threads: int | None) -> Runner:
+    def open_stage(
+        self, artefact: StageArtefact, model: bytes, *, data: bytes = b"", threads: int | None
+    ) -> Runner:
         """Open a stage from the bytes of its file.
 
         Args:
             artefact: what the manifest says of it.
             model: the file's bytes, already checked.
+            data: those of ``<file>.data``, which holds the weights of a graph beyond 2 GiB.
             threads: processor threads; None leaves the choice to the engine.
 
         Raises:

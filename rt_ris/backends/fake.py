@@ -48,7 +48,9 @@ def versions() -> Mapping[str, str]:
     return {"fake": "1"}
 
 
-def open_stage(artefact: StageArtefact, model: bytes, *, threads: int | None) -> Runner:
+def open_stage(
+    artefact: StageArtefact, model: bytes, *, data: bytes = b"", threads: int | None
+) -> Runner:
     """Open a stage; the file's bytes are not looked at."""
     return FakeRunner(artefact.spec)
 

@@ -76,7 +76,9 @@ def versions() -> Mapping[str, str]:
     }
 
 
-def open_stage(artefact: StageArtefact, model: bytes, *, threads: int | None) -> Runner:
+def open_stage(
+    artefact: StageArtefact, model: bytes, *, data: bytes = b"", threads: int | None
+) -> Runner:
     """Open a stage; see ``rt_ris.backends.base.Backend``."""
     spec, target = artefact.spec, artefact.target
     if target.format != "onnx" or target.device != "any":
@@ -91,7 +93,7 @@ def open_stage(artefact: StageArtefact, model: bytes, *, threads: int | None) ->
             _Engine,
             onnxruntime.InferenceSession(
                 model,
-                sess_options=_options(threads),
+                sess_options=_options(threads, f"{artefact.file}.data", data),
                 providers=list(PROVIDERS),
                 disabled_optimizers=[] if target.precision == "fp32" else list(UNSAFE_IN_HALF),
             ),
@@ -104,8 +106,10 @@ def open_stage(artefact: StageArtefact, model: bytes, *, threads: int | None) ->
     return OnnxRuntimeRunner(spec, engine)
 
 
-def _options(threads: int | None) -> object:
+def _options(threads: int | None, name: str, data: bytes) -> object:
     options = onnxruntime.SessionOptions()
+    if data:
+        options.add_external_initializers_from_files_in_memory([name], [data], [len(data)])
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

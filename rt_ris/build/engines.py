@@ -108,8 +108,8 @@ def build_engines(
     out.parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         wanted = [(stage, sm) for stage in bundle.manifest.stages for sm in sms or (None,)]
-        for stage in bundle.manifest.stages:
-            (Path(scratch) / stage.file).write_bytes(bundle.read(stage.file))
+        for name in bundle.manifest.needed():
+            (Path(scratch) / name).write_bytes(bundle.read(name))
         jobs = tuple(
             Job(
                 graph=str(Path(scratch) / stage.file),

@@ -64,7 +64,7 @@ class Traced:
         weight = next(stored[node.input[1]] for node in products[::-1] if node.input[1] in stored)
         changed = numpy_helper.to_array(weight) * np.float32(factor)
         weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
-        return onnx_graph.serialise(model)
+        return onnx_graph.serialise(model).graph
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from rt_ris.bundle import Bundle, write_bundle
 from rt_ris.cli.replay import replay
 from rt_ris.errors import (
     CheckpointError,
+    IntegrityError,
     OutputError,
     ParityError,
     RecipeError,
@@ -207,3 +208,28 @@ def test_an_existing_output_is_refused_before_any_work(traced: Traced, tmp_path:
     with pytest.raises(OutputError, match="is not a bundle; it is left alone"):
         export_bundle(_recipe(out, overwrite=True), steps=traced.steps())
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.usefixtures("one_picture")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_graph_beyond_one_file_has_its_weights_in_a_second(
+    precision: str, traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SAM ViT-H in float32, 2.4 GiB; here the limit is made small instead."""
+    monkeypatch.setattr(onnx_graph, "MAX_BYTES", 100 << 10)
+    monkeypatch.setattr(onnx_graph, "_SET_ASIDE", 1 << 10)
+    recipe = _recipe(tmp_path / "large.bundle", precision=precision)
+    bundle = Bundle.open(export_bundle(recipe, steps=traced.steps()))
+    second = {name for name in bundle.manifest.members if name.endswith(".data")}
+    assert second >= {"image_encoder.onnx.data", "text_encoder.onnx.data"}
+    assert second <= set(bundle.manifest.needed())
+    whole = onnx_graph.parse(traced.graphs["image_encoder"])
+    found = onnx_graph.load(bundle.path / "image_encoder.onnx")
+    if precision == "fp32":
+        assert found == whole
+    moved = bundle.path.rename(tmp_path / "elsewhere.bundle")
+    with Predictor.load(moved) as predictor:
+        assert replay(Bundle.open(moved), predictor).first_miss is None
+    (moved / "image_encoder.onnx.data").unlink()
+    with pytest.raises(IntegrityError, match=r"lacks 'image_encoder\.onnx\.data'"):
+        Predictor.load(moved)

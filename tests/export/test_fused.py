@@ -43,7 +43,7 @@ def fused(folder: Path, size: SamSize) -> int:
     module = Encoder(size).eval().requires_grad_(False)
     model = to_half(trace(Stage(spec=spec, module=module)))
     graph = folder / "encoder.onnx"
-    graph.write_bytes(onnx_graph.serialise(model))
+    graph.write_bytes(onnx_graph.serialise(model).graph)
     facts = build_graph(graph, folder / "encoder.engine", target="tensorrt-rtx", sm=86)
     return int(facts["fused_attentions"])
 

@@ -250,7 +250,7 @@ def test_a_miss_names_where_halves_ended_and_the_ladder_mends_it(
     traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = overflowing(onnx_graph.parse(traced.graphs["fusion"]))
-    steps = traced.steps(fusion=onnx_graph.serialise(graph))
+    steps = traced.steps(fusion=onnx_graph.serialise(graph).graph)
     out = tmp_path / "half.bundle"
     recipe = ExportRecipe(arch="maris", variant="tiny", out=out, precision="fp16")
     with pytest.raises(ParityError, match="'fusion' differs from PyTorch: relative error inf") as e:

@@ -240,7 +240,7 @@ def _other_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
 def _perturb(raw: bytes) -> bytes:
     model = onnx_graph.parse(raw)
     _scale_a_block(model)
-    return onnx_graph.serialise(model)
+    return onnx_graph.serialise(model).graph
 
 
 FAULTS = (
@@ -385,7 +385,7 @@ def _planted(steps: tuple[Step, ...], graph: str, edit: Edit) -> tuple[Step, ...
         model = onnx_graph.parse(path.read_bytes())
         edit(model)
         onnx_graph.check(model)
-        path.write_bytes(onnx_graph.serialise(model))
+        path.write_bytes(onnx_graph.serialise(model).graph)
         context.artefacts.put(GRAPHS, context.artefacts.get(GRAPHS))
 
     step = Step(name="spoil", needs=(GRAPHS,), makes=(GRAPHS,), run=spoil)

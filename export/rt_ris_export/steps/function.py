@@ -58,9 +58,9 @@ def kernel_of(node: NodeProto) -> KernelSpec:
 def _run(context: Context) -> None:
     graphs = context.artefacts.get(GRAPHS)
     for stage_id, path in graphs.items():
-        model = onnx_graph.parse(path.read_bytes())
+        model = onnx_graph.load(path)
         used = complete(model)
-        context.workspace.write(path.name, onnx_graph.serialise(model))
+        context.workspace.write_graph(stage_id, model)
         context.say(f"checked {stage_id}" + (f" with {', '.join(used)}" if used else ""))
     context.artefacts.put(GRAPHS, graphs)
 

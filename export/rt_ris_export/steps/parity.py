@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from onnx import ModelProto
 
 from rt_ris.backends import open_backend
 from rt_ris.backends.base import Runner
@@ -151,7 +152,7 @@ def measure(
     for plain in network.graph().stages:
         say(f"comparing {plain.id}")
         spec = plain if specs is None else specs[plain.id]
-        model = graphs[spec.id].read_bytes()
+        model = onnx_graph.load(graphs[spec.id])
         with _StageGate(
             spec, model, network=network, limits=limits, opened=opened or _open
         ) as gate:
@@ -189,7 +190,7 @@ class _StageGate:
     def __init__(
         self,
         spec: StageSpec,
-        model: bytes,
+        model: ModelProto,
         *,
         network: ReferringNetwork,
         limits: Limits,
@@ -197,9 +198,7 @@ class _StageGate:
     ) -> None:
         self.spec, self.limits = spec, limits
         self.of_image = network.graph().dependency(spec.id) is Dependency.IMAGE
-        self.finder = TieFinder(
-            spec=spec, model=onnx_graph.parse(model), opened=opened, band=limits.tie_band
-        )
+        self.finder = TieFinder(spec=spec, model=model, opened=opened, band=limits.tie_band)
         self.runner = opened(spec, model)
 
     def __enter__(self) -> _StageGate:
@@ -327,15 +326,14 @@ def _overflow(ranges: Sequence[Range]) -> str:
     return ""
 
 
-def _rounding(spec: StageSpec, model: bytes) -> Runner:
-    return RoundingRunner(spec, onnx_graph.parse(model))
-
-
-def _open(spec: StageSpec, model: bytes) -> Runner:
+def _open(spec: StageSpec, model: ModelProto) -> Runner:
     artefact = StageArtefact(
         spec=spec, file=f"{spec.id}.onnx", target=TargetSpec(), multiply_adds=0, parameters=0
     )
-    return open_backend("onnxruntime").open_stage(artefact, model, threads=None)
+    written = onnx_graph.serialise(model)
+    return open_backend("onnxruntime").open_stage(
+        artefact, written.graph, data=written.data, threads=None
+    )
 
 
 def _compared_masks(run: _Run, spec: MaskSpec, band: float) -> list[MaskParity]:
@@ -431,7 +429,7 @@ def _run(context: Context) -> None:
                 observed=observed,
                 limits=recipe.limits(),
                 specs=graphs.specs,
-                opened=_rounding if recipe.precision == "fp16" else None,
+                opened=RoundingRunner if recipe.precision == "fp16" else None,
                 seeded=loaded.seeded,
                 say=context.say,
             )

@@ -56,7 +56,7 @@ class TypedGraphs:
             onnx_graph.check(model)
             onnx_graph.check_interface(model, self.specs[stage])
         self.shares[stage] = half_share(model)
-        self.files[stage] = self.workspace.write(f"{stage}.onnx", onnx_graph.serialise(model))
+        self.files[stage] = self.workspace.write_graph(stage, model)
 
     def climb(self, stage: str) -> bool:
         """Take the next step of the ladder for a stage; false at its end."""
@@ -107,7 +107,7 @@ def _run(context: Context) -> None:
     folder.mkdir()
     typed = TypedGraphs(
         workspace=Workspace(folder),
-        plain={name: onnx_graph.parse(path.read_bytes()) for name, path in graphs.items()},
+        plain={name: onnx_graph.load(path) for name, path in graphs.items()},
         specs={name: half_spec(spec) if half else spec for name, spec in specs.items()},
     )
     for name in graphs:

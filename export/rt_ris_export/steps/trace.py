@@ -67,9 +67,7 @@ def _run(context: Context) -> None:
     for stage in context.artefacts.get(NETWORK).network.stages():
         context.say(f"tracing {stage.spec.id}")
         model = trace(stage)
-        graphs[stage.spec.id] = context.workspace.write(
-            f"{stage.spec.id}.onnx", onnx_graph.serialise(model)
-        )
+        graphs[stage.spec.id] = context.workspace.write_graph(stage.spec.id, model)
     context.artefacts.put(GRAPHS, graphs)
 
 
