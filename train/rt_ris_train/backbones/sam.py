@@ -19,6 +19,7 @@ from segment_anything.modeling.image_encoder import (
     window_unpartition,
 )
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from rt_ris_train.architecture import OfficialFile
 from rt_ris_train.backbones.sam_sizes import SamSize
@@ -61,33 +62,42 @@ class SamEncoder(nn.Module):
 def _block(block: Block, features: Tensor) -> Tensor:
     """What the library's block does, [B, h, w, C] to the same shape."""
     normal = block.norm1(features)
-    size = normal.shape[1:3]
     if block.window_size:
-        windows, padded = window_partition(normal, block.window_size)
-        mixed = window_unpartition(
-            biased_attention(block.attn, windows), block.window_size, padded, size
-        )
+        mixed = _in_windows(block.attn, normal, block.window_size)
     else:
-        mixed = biased_attention(block.attn, normal)
-    features = features + mixed
+        mixed = biased_attention(block.attn, block.attn.qkv(normal))
+    features = features + block.attn.proj(mixed)
     merged: Tensor = features + block.mlp(block.norm2(features))
     return merged
 
 
-def biased_attention(attention: Attention, features: Tensor) -> Tensor:
-    """The library's attention with its relative positions as one bias.
+def _in_windows(attention: Attention, features: Tensor, window: int) -> Tensor:
+    """Attention within windows, whose padding costs no projection.
+
+    The library pads features with zeros and projects them; zeros stay zeros until the bias. What
+    attention makes of padding is cropped before the last projection.
+    """
+    projected = linear(features, attention.qkv.weight)
+    windows, padded = window_partition(projected, window)
+    mixed = biased_attention(attention, windows + attention.qkv.bias)
+    cropped: Tensor = window_unpartition(mixed, window, padded, features.shape[1:3])
+    return cropped
+
+
+def biased_attention(attention: Attention, packed: Tensor) -> Tensor:
+    """The library's attention between its projections, its relative positions as one bias.
 
     Args:
         attention: its weights.
-        features: [B, h, w, C].
+        packed: [B, h, w, 3 C], queries, keys and values.
 
     Returns:
         [B, h, w, C].
     """
-    count, rows, columns, width = features.shape
-    cells, heads = rows * columns, attention.num_heads
-    packed = attention.qkv(features).reshape(count, cells, 3, heads, width // heads)
-    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    count, rows, columns, three = packed.shape
+    cells, heads, width = rows * columns, attention.num_heads, three // 3
+    split = packed.reshape(count, cells, 3, heads, width // heads)
+    query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
     placed = query.reshape(count, heads, rows, columns, width // heads)
     by_row = placed @ get_rel_pos(rows, rows, attention.rel_pos_h).transpose(1, 2)
     by_column = placed.transpose(2, 3) @ get_rel_pos(
@@ -96,9 +106,8 @@ def biased_attention(attention: Attention, features: Tensor) -> Tensor:
     bias = by_row[..., :, None] + by_column.transpose(2, 3)[..., None, :]
     scores = (query * attention.scale) @ key.transpose(2, 3)
     weights = (scores + bias.reshape(count, heads, cells, cells)).softmax(-1)
-    mixed = (weights @ value).transpose(1, 2).reshape(count, rows, columns, width)
-    merged: Tensor = attention.proj(mixed)
-    return merged
+    mixed: Tensor = (weights @ value).transpose(1, 2).reshape(count, rows, columns, width)
+    return mixed
 
 
 def official_file(encoder: SamEncoder, prefix: str) -> OfficialFile:

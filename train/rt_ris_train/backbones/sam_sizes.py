@@ -58,6 +58,7 @@ def figures(size: str, count: Callable[[ReferringNetwork], int]) -> tuple[Figure
     printed = "MobileSAM's page" if size == "vit_h" else "segment-anything's code, counted"
     dead = "the neck, which taps do without"
     cells = chosen.cells**2
+    neck = cells * 256 * (chosen.width + 9 * 256)
     return (
         Figure(
             quantity="parameters",
@@ -76,8 +77,8 @@ def figures(size: str, count: Callable[[ReferringNetwork], int]) -> tuple[Figure
             published=cost,
             source=printed,
             count=partial(_encoder_cost, chosen),
-            added=cells * 256 * (chosen.width + 9 * 256),
-            note=dead,
+            added=neck + _padding_cost(chosen),
+            note=f"{dead}; projections of windows' padding",
         ),
         Figure(
             quantity="parameters",
@@ -88,6 +89,13 @@ def figures(size: str, count: Callable[[ReferringNetwork], int]) -> tuple[Figure
             count=trained,
         ),
     )
+
+
+def _padding_cost(size: SamSize) -> int:
+    """Multiply-adds of the four projections of cells that only fill up windows."""
+    side = -(-size.cells // size.window) * size.window
+    blocks = size.depth - len(size.global_blocks)
+    return blocks * (side**2 - size.cells**2) * 4 * size.width**2
 
 
 def _encoder_cost(size: SamSize, network: ReferringNetwork) -> int:
