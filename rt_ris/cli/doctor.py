@@ -16,9 +16,9 @@ from rt_ris.backends import BACKENDS, choose, open_backend
 from rt_ris.bundle import Bundle
 from rt_ris.cli import LITE_WEIGHTS, VERBS
 from rt_ris.cli.options import add_json, print_json, shown
-from rt_ris.cli.probe import probe, version
+from rt_ris.cli.probe import engine, probe, version
 from rt_ris.cli.requirements import Row, requirements
-from rt_ris.errors import RtRisError
+from rt_ris.errors import BackendError, RtRisError
 from rt_ris.predictor import Predictor
 from rt_ris.records import to_data
 
@@ -83,10 +83,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backend(name: str) -> dict[str, Any]:
+    fault = _fault(name)
+    if fault:
+        return {"runs": False, "why_not": fault}
     try:
         return {"runs": True, **open_backend(name).versions()}
     except (RtRisError, ImportError, OSError) as error:  # an engine may be there but broken
         return {"runs": False, "why_not": str(error)}
+
+
+def _fault(backend: str) -> str:
+    """Why a backend's engine, which is installed, would fail or crash when it is imported."""
+    module = BACKENDS[backend].engine
+    fault = "" if module is None else engine(module).fault
+    return fault and f"{module} is installed but broken: {fault}"
 
 
 def _verb(name: str) -> dict[str, Any]:
@@ -112,6 +122,9 @@ def _try_bundle(path: Path) -> tuple[dict[str, Any], int]:
         bundle = Bundle.open(path)
         found["requirements"] = [to_data(row) for row in look(bundle)]
         backend = choose(bundle.manifest)
+        fault = _fault(backend)
+        if fault:
+            raise BackendError(f"{fault}. Install it again.")
         Predictor.load(path, backend=backend).close()
     except RtRisError as error:
         return {**found, "runs": False, "why_not": str(error)}, error.exit_code

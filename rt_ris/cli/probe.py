@@ -116,7 +116,7 @@ def probe(beside: Path) -> Machine:
         cuda=driver.get("cuda"),
         no_cuda=driver.get("fault", ""),
         gpus=tuple(Gpu(**gpu) for gpu in driver.get("gpus", ())),
-        engines={name: _engine(name) for name in ENGINES},
+        engines={name: engine(name) for name in ENGINES},
         wheels=tuple(name for name in ONNX_RUNTIMES if version(name) is not None),
         kernels=_kernels(),
         memory_mib=_memory_mib(),
@@ -132,7 +132,8 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def _engine(name: str) -> Engine:
+def engine(name: str) -> Engine:
+    """Whether a module can be imported, tried in a process of its own."""
     try:
         if importlib.util.find_spec(name) is None:
             return Engine()

@@ -160,7 +160,7 @@ def _driver(_: Manifest, machine: Machine) -> Row:
     found = _cuda(machine.cuda)
     return judged(
         "NVIDIA driver",
-        (machine.cuda is None, "absent", "no GPU is used; the bundle can run on the processor"),
+        (machine.cuda is None, "absent", "no GPU can be used; the processor remains"),
         (bool(machine.no_cuda), "fails", "the driver is there and cannot be used; reinstall it"),
         ((machine.cuda or 0) < LEAST_CUDA, "fails", "too old for engines; update the driver"),
         (True, "ok", "CUDA can be used"),

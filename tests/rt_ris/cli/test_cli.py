@@ -296,6 +296,20 @@ def test_doctor_judges_a_bundle_that_nothing_runs_here(
     assert (rows["ONNX Runtime"], rows["disk"]) == ("fails", "ok")
 
 
+def test_doctor_survives_an_engine_that_crashes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["doctor", str(tiny), "--json"]) == 6
+    found = parsed(capsys.readouterr().out)
+    assert "ended with code -6" in found["backends"]["onnxruntime"]["why_not"]
+    assert "ended with code -6" in found["bundle"]["why_not"]
+    [row] = [row for row in found["bundle"]["requirements"] if row["need"] == "ONNX Runtime"]
+    assert (row["verdict"], "code -6" in row["found"]) == ("fails", True)
+
+
 def test_doctor_says_why_not(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["doctor"]) == 0

@@ -215,6 +215,21 @@ def test_old_gpus_drivers_and_engines() -> None:
     assert "cu13 wheel needs a driver of CUDA 13" in rows(MARIS, old)["TensorRT-RTX"].consequence
 
 
+def test_jetpack_5_is_too_old_in_every_way() -> None:
+    xavier = replace(
+        with_gpu(
+            Gpu(name="Xavier", sm=72, total_mib=30_000, free_mib=1, integrated=True),
+            cuda=11040,
+            l4t=35,
+            tensorrt="8.5.2.2",
+        ),
+        python="3.8.10",
+    )
+    found = verdicts(MARIS, xavier)
+    needs = ("Python", "NVIDIA driver", "GPU", "TensorRT", "TensorRT-RTX", "our kernels")
+    assert {found[need] for need in needs} == {"fails"}
+
+
 def test_tensorrt_is_got_in_two_ways() -> None:
     missing = {"tensorrt": Engine()}
     pip, jetpack = (
