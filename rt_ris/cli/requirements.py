@@ -193,7 +193,7 @@ def _tensorrt(manifest: Manifest, machine: Machine) -> Row:
         (bool(engine.fault), "fails", "--target tensorrt fails: the module cannot be imported"),
         (engine.version is None, "absent", f"--target tensorrt cannot build; {_install(machine)}"),
         (old, "fails", f"--target tensorrt fails: strongly typed plugins need 10.3; {advice}"),
-        (True, "ok", "--target tensorrt can build here"),
+        (True, "ok", "nothing is known that stops --target tensorrt here"),
         expected="10.3 or later",
         found=_version(engine),
     )
@@ -215,7 +215,7 @@ def _tensorrt_rtx(manifest: Manifest, machine: Machine) -> Row:
         (engine.version is None, "absent", f"--target tensorrt-rtx cannot build; run: {install}"),
         (gpu is not None and old, "fails", f"its cu13 wheel needs a driver of CUDA 13; {instead}"),
         (gpu is None, "ok", "; ".join(["--target tensorrt-rtx --sm SM can build here", *known])),
-        (True, "ok", "--target tensorrt-rtx can build here"),
+        (True, "ok", "nothing is known that stops --target tensorrt-rtx here"),
         expected=f"compute capability {sms}",
         found=f"{_version(engine)}; {'no GPU' if gpu is None else _dotted(gpu.sm)}",
     )
@@ -274,11 +274,11 @@ def _kernel_faults(operators: Mapping[str, tuple[int, ...]], machine: Machine) -
         jetpack = " (JetPack 6)" if machine.l4t == 36 else ""
         yield (
             f"the kernels need a driver of CUDA 13, this one is {_cuda(machine.cuda)}{jetpack}: "
-            "engines with the plugin would be built and then fail to run"
+            "an engine with the plugin would fail when it runs"
         )
     tensorrt = _engine(machine, "tensorrt").version
     if tensorrt is not None and numbers(tensorrt) < PLUGIN_WINS:
-        yield f"TensorRT {tensorrt} builds the function although the plugin is there (until 10.7)"
+        yield f"TensorRT {tensorrt} takes the function anyway (the plugin goes first from 10.7 on)"
 
 
 def _cuda_bindings(manifest: Manifest, machine: Machine) -> Row:
@@ -294,7 +294,7 @@ def _cuda_bindings(manifest: Manifest, machine: Machine) -> Row:
         (engine.version is None, "absent", f"no engine runs from Python; run: {line}"),
         (found < LEAST_CUDA_BINDINGS, "fails", f"older than what rt-ris asks for; run: {line}"),
         (newer, "unknown", f"newer than the driver, which was never tried; rather: {line}"),
-        (True, "ok", "buffers, streams and our kernels can be driven from Python"),
+        (True, "ok", "buffers and streams can be driven from Python"),
         expected="12.6 or later, of the driver's CUDA",
         found=_version(engine),
     )

@@ -214,6 +214,7 @@ def test_inspect_shows_the_stages(tiny: Path, capsys: Capture) -> None:
         ("text", "text"),
         ("fusion", "both"),
     ]
+    assert [stage["operators"] for stage in found["stages"]] == [{}, {}, {}]
     assert found["cached_per_image"] == {"tensors": ["grid float32 [1, 3, 64]"], "bytes": 768}
     assert found["cached_per_sentence"]["bytes"] == 12
     assert found["sha256"] == Bundle.open(tiny).sha256
