@@ -55,12 +55,16 @@ class Evidence:
     error: Exception | None = None
 
 
-def check_report(path: Path, *, overwrite: bool) -> None:
+def check_report(path: Path | None, *, overwrite: bool) -> None:
     """Refuse a place for the report before anything runs.
 
     Raises:
-        OutputError: something is there, or the folder is missing.
+        OutputError: something is there, the folder is missing, or there is nothing to overwrite.
     """
+    if path is None:
+        if overwrite:
+            raise OutputError("--overwrite is about a report; give --report FILE with it.")
+        return
     if not path.absolute().parent.is_dir():
         raise OutputError(f"The folder of the report {path} does not exist; create it first.")
     if path.is_dir() or (os.path.lexists(path) and not overwrite):

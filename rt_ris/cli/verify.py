@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ParityError: a comparison is beyond its limit; the report is written nevertheless.
     """
-    if args.report is not None:
-        check_report(args.report, overwrite=args.overwrite)
+    check_report(args.report, overwrite=args.overwrite)
     evidence = Evidence()
     try:
         bundle, found = _replayed(args, evidence)

@@ -118,6 +118,7 @@ def test_a_file_that_is_there_is_left_alone(
     written(out)
     assert main([*words[:-1], str(tiny.parent), "--overwrite"]) == 2
     assert main([*words[:-1], str(tiny.parent / "no" / "report.json")]) == 2
+    assert main(["verify", str(tiny), "--backend", "fake", "--overwrite"]) == 2
 
 
 def test_a_report_appears_whole_or_not_at_all(
