@@ -356,10 +356,8 @@ def _read(path: Path, *, limit: int) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(
-        os, "O_NONBLOCK", 0
-    )  # no link, no pipe to wait for
+    names = ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK")  # no link to follow, no pipe to wait for
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in names)
     try:
         _check_kind(path.name, os.lstat(path).st_mode)
         descriptor = os.open(path, flags)

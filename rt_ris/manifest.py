@@ -64,6 +64,8 @@ class StageArtefact:
         multiply_adds: of one run on one sentence (image stages: on one picture).
         parameters: number of stored weights.
         half_weights: share of them in half precision, 0..1; ``half_multiply_adds`` likewise.
+        operators: ``domain::name`` of each operator of ours -> the channels of its nodes,
+            ascending; None where the exporter did not say.
     """
 
     spec: StageSpec
@@ -73,6 +75,7 @@ class StageArtefact:
     parameters: int
     half_weights: float = 0.0
     half_multiply_adds: float = 0.0
+    operators: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +266,8 @@ def _record_faults(manifest: Manifest) -> Faults:
             yield f"parity.{name}", f"is {getattr(parity, name)}; accepted is 0 to 1"
     checkpoint = provenance.checkpoint_sha256
     if checkpoint is not None and not _SHA256.fullmatch(checkpoint):
-        yield (
-            "provenance.checkpoint_sha256",
-            "is not 64 lower-case hexadecimal digits, nor null for seeded random weights",
-        )
+        path = "provenance.checkpoint_sha256"
+        yield path, "is not 64 lower-case hexadecimal digits, nor null for seeded random weights"
     if provenance.opset < 1:
         yield "provenance.opset", f"is {provenance.opset}; accepted is 1 or more"
 
@@ -282,6 +283,8 @@ def _stage_faults(manifest: Manifest) -> Faults:
             yield path, "has a negative count of multiply-adds or parameters"
         if not (0 <= stage.half_weights <= 1 and 0 <= stage.half_multiply_adds <= 1):
             yield f"{path}.half_weights", "or half_multiply_adds is no share; accepted is 0 to 1"
+        if any(size < 1 for sizes in (stage.operators or {}).values() for size in sizes):
+            yield f"{path}.operators", "has a number of channels below 1"
         for side in ("inputs", "outputs"):
             for number, spec in enumerate(getattr(stage.spec, side)):
                 if not _shape_ok(spec):
@@ -327,10 +330,8 @@ def _output_faults(mask: MaskSpec, known: Mapping[str, TensorSpec]) -> Faults:
     if known.get(EXISTENCE, existence) != existence:
         yield "stages", f"makes {known[EXISTENCE]}; accepted is {existence}"
     if (mask.existence_threshold is not None) != (EXISTENCE in known):
-        yield (
-            "mask.existence_threshold",
-            f"must be given if and only if a stage makes '{EXISTENCE}'",
-        )
+        path = "mask.existence_threshold"
+        yield path, f"must be given if and only if a stage makes '{EXISTENCE}'"
 
 
 def _member_faults(manifest: Manifest) -> Faults:

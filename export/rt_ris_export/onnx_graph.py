@@ -195,6 +195,28 @@ def custom_nodes(model: ModelProto) -> tuple[NodeProto, ...]:
     return tuple(node for node in model.graph.node if node.domain not in _STANDARD)
 
 
+def operator_channels(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """The last axis of the first input of each custom operator, as ``domain::op_type`` -> sizes.
+
+    Raises:
+        PlanError: the shape of one cannot be inferred.
+    """
+    nodes = custom_nodes(model)
+    if not nodes:
+        return {}
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    inferred = shape_inference.infer_shapes(
+        _with_one_expression(copy), strict_mode=True, data_prop=True
+    )
+    shapes = _shapes(inferred.graph)
+    found: dict[str, set[int]] = {}
+    for node in nodes:
+        name = f"{node.domain}::{node.op_type}"
+        found.setdefault(name, set()).add(_shape(node, node.input[0], shapes)[-1])
+    return {name: tuple(sorted(sizes)) for name, sizes in found.items()}
+
+
 def attribute_names(node: NodeProto) -> frozenset[str]:
     """The attributes that a node states."""
     return frozenset(attribute.name for attribute in node.attribute)
@@ -373,7 +395,7 @@ def _transposed(node: NodeProto) -> bool:
 def _shape(node: NodeProto, name: str, shapes: Shapes) -> tuple[int, ...]:
     if name not in shapes:
         raise PlanError(
-            f"The cost of node '{node.name}' ({node.op_type}) is unknown: the shape of '{name}' "
-            "cannot be inferred."
+            f"Node '{node.name}' ({node.op_type}) cannot be counted: the shape of '{name}' cannot "
+            "be inferred."
         )
     return shapes[name]

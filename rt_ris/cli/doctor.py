@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -16,9 +15,12 @@ import rt_ris
 from rt_ris.backends import BACKENDS, choose, open_backend
 from rt_ris.bundle import Bundle
 from rt_ris.cli import LITE_WEIGHTS, VERBS
-from rt_ris.cli.options import add_json, print_json
-from rt_ris.errors import RtRisError
+from rt_ris.cli.options import add_json, print_json, shown
+from rt_ris.cli.probe import engine, probe, version
+from rt_ris.cli.requirements import Row, requirements
+from rt_ris.errors import BackendError, RtRisError
 from rt_ris.predictor import Predictor
+from rt_ris.records import to_data
 
 PACKAGES: Final = (
     "numpy",
@@ -27,6 +29,7 @@ PACKAGES: Final = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "tensorrt-rtx-cu13",
     "cuda-bindings",
     "torch",
     "torchvision",
@@ -46,7 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "doctor",
         help="show what is installed and what can run",
-        description="Show versions, backends and which verbs can run; with a bundle, try it.",
+        description="Show versions, backends and which verbs can run. With a bundle, open it as "
+        "segment would, and list what it and its engines need, what is there, and what follows.",
     )
     parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle to try")
     add_json(parser)
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "backends": {name: _backend(name) for name in BACKENDS},
         "verbs": {name: _verb(name) for name in VERBS},
         "weights of maris-lite": {name: _weights(name) for name in LITE_WEIGHTS},
@@ -78,18 +82,21 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _backend(name: str) -> dict[str, Any]:
+    fault = _fault(name)
+    if fault:
+        return {"runs": False, "why_not": fault}
     try:
         return {"runs": True, **open_backend(name).versions()}
     except (RtRisError, ImportError, OSError) as error:  # an engine may be there but broken
         return {"runs": False, "why_not": str(error)}
+
+
+def _fault(backend: str) -> str:
+    """Why a backend's engine, which is installed, would fail or crash when it is imported."""
+    module = BACKENDS[backend].engine
+    fault = "" if module is None else engine(module).fault
+    return fault and f"{module} is installed but broken: {fault}"
 
 
 def _verb(name: str) -> dict[str, Any]:
@@ -109,15 +116,25 @@ def _weights(module: str) -> str:
 
 
 def _try_bundle(path: Path) -> tuple[dict[str, Any], int]:
-    """Open all stages of a bundle as ``segment`` would."""
+    """Open all stages of a bundle as ``segment`` would, and judge the machine by its needs."""
+    found: dict[str, Any] = {"path": shown(path)}
     try:
         bundle = Bundle.open(path)
+        found["requirements"] = [to_data(row) for row in look(bundle)]
         backend = choose(bundle.manifest)
+        fault = _fault(backend)
+        if fault:
+            raise BackendError(f"{fault}. Install it again.")
         Predictor.load(path, backend=backend).close()
     except RtRisError as error:
-        return {"path": str(path), "runs": False, "why_not": str(error)}, error.exit_code
+        return {**found, "runs": False, "why_not": str(error)}, error.exit_code
     stages = [stage.spec.id for stage in bundle.manifest.stages]
-    return {"path": str(path), "runs": True, "backend": backend, "stages": stages}, 0
+    return {**found, "runs": True, "backend": backend, "stages": stages}, 0
+
+
+def look(bundle: Bundle) -> tuple[Row, ...]:
+    """The requirements of a bundle on this machine."""
+    return requirements(bundle.manifest, probe(bundle.path.absolute().parent))
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
@@ -130,12 +147,22 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"  {name:<17} {_state(state)}"
     if "bundle" in found:
         yield f"\nbundle {found['bundle']['path']}\n  {_state(found['bundle'])}"
+        yield from _table(found["bundle"].get("requirements", []))
+
+
+def _table(rows: list[dict[str, str]]) -> Iterator[str]:
+    """Three lines a row: a consequence is a sentence, and no terminal is that wide."""
+    for row in rows:
+        yield f"\n  {row['need']:<21} {row['verdict']}: {row['consequence']}"
+        yield f"    expected            {row['expected']}"
+        yield f"    found               {row['found']}"
 
 
 def _state(state: str | dict[str, Any] | None) -> str:
     if isinstance(state, dict):
         if not state["runs"]:
             return f"cannot run: {state['why_not']}"
-        facts = (f"{key} {value}" for key, value in state.items() if key not in ("runs", "path"))
+        hidden = ("runs", "path", "requirements")
+        facts = (f"{key} {value}" for key, value in state.items() if key not in hidden)
         return "  ".join(["runs", *facts])
     return state or "-"

@@ -71,6 +71,7 @@ def _stage(stage: StageArtefact, manifest: Manifest, graph: StageGraph) -> dict[
         "target": to_data(stage.target),
         "multiply_adds": stage.multiply_adds,
         "parameters": stage.parameters,
+        "operators": to_data(stage.operators),
         "inputs": [str(spec) for spec in stage.spec.inputs],
         "outputs": [str(spec) for spec in stage.spec.outputs],
     }

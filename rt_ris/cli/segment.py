@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 import rt_ris
+from rt_ris.cli.files import write_whole
 from rt_ris.cli.options import add_bundle, load, print_json, shown
 from rt_ris.cli.overlay import overlay
-from rt_ris.errors import OutputError, StorageError
+from rt_ris.errors import OutputError
 from rt_ris.image import Pixels, load_image
 from rt_ris.mask import Mask
 from rt_ris.predictor import Predictor
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 _print(images[-1])
     result = {"rt_ris": rt_ris.__version__, "bundle": shown(args.bundle), "images": images}
-    _write(args.out / RESULT, json.dumps(result, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_whole(
+        args.out / RESULT, json.dumps(result, indent=1, ensure_ascii=False).encode() + b"\n"
+    )
     if args.json:
         print_json(result)
     else:
@@ -118,8 +120,8 @@ class _Job:
         drawn = overlay(pixels, mask.binary)
         binary = mask.binary.astype(np.uint8) * np.uint8(255)
         names = {kind: f"{self.stem}_{number}_{kind}.png" for kind in ("mask", "overlay")}
-        _write(self.out / names["mask"], _png(binary))
-        _write(self.out / names["overlay"], _png(drawn))
+        write_whole(self.out / names["mask"], _png(binary))
+        write_whole(self.out / names["overlay"], _png(drawn))
         return names
 
 
@@ -194,20 +196,6 @@ def _make_folder(path: Path) -> None:
     except OSError as error:
         raise OutputError(
             f"The folder {path} for the results cannot be made: {error.strerror}. Choose another."
-        ) from error
-
-
-def _write(path: Path, raw: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(raw)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path} could not be written: {error.strerror}. Free some space, then try again.",
-            path=str(path),
         ) from error
 
 

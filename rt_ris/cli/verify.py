@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from rt_ris.backends import choose
 from rt_ris.bundle import Bundle
 from rt_ris.cli.options import add_bundle, load, print_json
 from rt_ris.cli.replay import MASK_STEP, Check, Replay, replay
+from rt_ris.cli.report import Evidence, check_report, write_report
 from rt_ris.errors import ParityError
 
 
@@ -20,32 +23,73 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "and compare with what PyTorch computed. Exit code 1 names the first step that differs.",
     )
     add_bundle(parser)
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a JSON file to send to who can help, also where the gate misses; it names "
+        "neither you nor your machine",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, print, judge.
+    """Replay, report, print, judge.
 
     Raises:
-        ParityError: a comparison is beyond its limit.
+        ParityError: a comparison is beyond its limit; the report is written nevertheless.
     """
-    bundle = Bundle.open(args.bundle)
-    with load(args) as predictor:
-        found = replay(bundle, predictor)
+    check_report(args.report, overwrite=args.overwrite)
+    evidence = Evidence()
+    try:
+        bundle, found = _replayed(args, evidence)
+    except Exception as error:
+        evidence.error = error
+        _report(args, evidence)
+        raise
+    evidence.error = miss = _miss(found)
+    _report(args, evidence)
     if args.json:
-        print_json(_described(found))
+        print_json(evidence.replay)
     else:
         print(_table(bundle, found))
-    miss = found.first_miss
     if miss is not None:
-        raise ParityError(
-            f"This machine does not compute what PyTorch computed: '{miss.step}' is the first step "
-            f"that differs, {miss.name!r} of picture {miss.case} is off by {miss.error:.2e} (limit "
-            f"{miss.limit:.0e}).",
-            stage=miss.step,
-            error=miss.error,
-        )
+        raise miss
     return 0
+
+
+def _replayed(args: argparse.Namespace, evidence: Evidence) -> tuple[Bundle, Replay]:
+    """Run the golden vectors; ``evidence`` has what was known when something fails."""
+    evidence.backend = args.backend
+    evidence.bundle = bundle = Bundle.open(args.bundle)
+    if args.backend == "auto":
+        evidence.backend = choose(bundle.manifest)
+    with load(args) as predictor:
+        try:
+            found = replay(bundle, predictor)
+        finally:
+            evidence.timings = predictor.stats.stages
+    evidence.replay = _described(found)
+    return bundle, found
+
+
+def _report(args: argparse.Namespace, evidence: Evidence) -> None:
+    if args.report is not None:
+        write_report(args.report, evidence, asked=args.bundle)
+
+
+def _miss(found: Replay) -> ParityError | None:
+    miss = found.first_miss
+    if miss is None:
+        return None
+    return ParityError(
+        f"This machine does not compute what PyTorch computed: '{miss.step}' is the first step "
+        f"that differs, {miss.name!r} of picture {miss.case} is off by {miss.error:.2e} (limit "
+        f"{miss.limit:.0e}).",
+        stage=miss.step,
+        error=miss.error,
+    )
 
 
 def _described(found: Replay) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def test_graphs_name_no_file_of_this_machine(traced: Traced) -> None:
 def test_manifest_counts_and_provenance(traced: Traced) -> None:
     manifest = Bundle.open(traced.bundle).manifest
     assert manifest.graph() == traced.network.graph()
+    assert {stage.spec.id: dict(stage.operators or {}) for stage in manifest.stages} == {
+        "image_encoder": {},
+        "text_encoder": {},
+        "fusion": {"rt_ris::MaskedMutualAttention": (32,)},
+        "decoder": {},
+    }
     assert all(stage.multiply_adds > 0 and stage.parameters > 0 for stage in manifest.stages)
     assert manifest.provenance.licences["head"] == "seeded random weights, not trained"
     assert manifest.provenance.checkpoint_sha256 is None

@@ -81,6 +81,9 @@ def test_what_is_written_is_read_back() -> None:
         ("stages.0.file", "else.onnx", "members"),
         ("stages.0.target.format", "tflite", "stages[0].target.format"),
         ("stages.0.parameters", -1, "stages[0]"),
+        ("stages.0.operators", {"a::b": [0]}, "stages[0].operators"),
+        ("stages.0.operators", {"a::b": 128}, "stages[0].operators.a::b"),
+        ("stages.0.operators", ["a::b"], "stages[0].operators"),
         ("tokenizer", "words.json", "members"),
         ("provenance.checkpoint_sha256", "0", "provenance.checkpoint_sha256"),
         ("provenance.source", "two\nlines", "provenance.source"),
@@ -95,6 +98,13 @@ def test_a_wrong_value_is_refused_by_name(path: str, value: object, field: str) 
     with pytest.raises(ManifestError) as caught:
         parse_manifest(changed(path, value))
     assert caught.value.field.startswith(field)
+
+
+@pytest.mark.parametrize("value", [None, {}, {"rt_ris::MaskedMutualAttention": [128, 256]}])
+def test_operators_may_be_unsaid(value: object) -> None:
+    raw = changed("stages.0.operators", value)
+    assert json.loads(parse_manifest(raw).to_json())["stages"][0]["operators"] == value
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(json.loads(raw))
 
 
 def test_seeded_weights_have_no_checkpoint() -> None:

@@ -66,6 +66,7 @@ def _artefact(graphs: TypedGraphs, stage: str) -> StageArtefact:
         parameters=share.stored,
         half_weights=share.weights,
         half_multiply_adds=share.multiply_adds,
+        operators=graphs.operators[stage],
     )
 
 

@@ -34,6 +34,7 @@ class TypedGraphs:
         specs: of the stages as they are in ``files``.
         files: the graphs that will ship.
         shares: how much of each is in half precision.
+        operators: custom operators of each and their channels.
         policies: what was applied to each.
         steps: what a ladder has done so far, for the record.
     """
@@ -43,6 +44,7 @@ class TypedGraphs:
     specs: dict[str, StageSpec]
     files: dict[str, Path] = field(default_factory=dict)
     shares: dict[str, HalfShare] = field(default_factory=dict)
+    operators: dict[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
 
@@ -57,6 +59,7 @@ class TypedGraphs:
             onnx_graph.check_interface(model, self.specs[stage])
         self.shares[stage] = half_share(model)
         self.files[stage] = self.workspace.write_graph(stage, model)
+        self.operators[stage] = onnx_graph.operator_channels(model)
 
     def climb(self, stage: str) -> bool:
         """Take the next step of the ladder for a stage; false at its end."""

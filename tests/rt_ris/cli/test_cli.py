@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -213,6 +214,7 @@ def test_inspect_shows_the_stages(tiny: Path, capsys: Capture) -> None:
         ("text", "text"),
         ("fusion", "both"),
     ]
+    assert [stage["operators"] for stage in found["stages"]] == [{}, {}, {}]
     assert found["cached_per_image"] == {"tensors": ["grid float32 [1, 3, 64]"], "bytes": 768}
     assert found["cached_per_sentence"]["bytes"] == 12
     assert found["sha256"] == Bundle.open(tiny).sha256
@@ -266,9 +268,47 @@ def test_doctor_tries_a_bundle(tiny: Path, capsys: Capture) -> None:
     assert main(["doctor", str(tiny), "--json"]) == 0
     found = parsed(capsys.readouterr().out)["bundle"]
     assert (found["runs"], found["backend"]) == (True, "onnxruntime")
+    rows = {row["need"]: row for row in found["requirements"]}
+    assert rows["ONNX Runtime"]["verdict"] == "ok"
+    assert set(rows["our kernels"]) == {"need", "expected", "found", "consequence", "verdict"}
+    assert main(["doctor", str(tiny)]) == 0
+    assert re.search(
+        r"^  our kernels +unneeded: .*\n +expected +no operator of ours\n +found +",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
     (tiny / "image.onnx").unlink()
     assert main(["doctor", str(tiny)]) == 5
     assert "cannot run: The bundle" in capsys.readouterr().out
+
+
+def test_doctor_judges_a_bundle_that_nothing_runs_here(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    real = importlib.util.find_spec
+    hidden = {"onnxruntime", "tensorrt", "tensorrt_rtx"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name in hidden else real(name, *a)
+    )
+    assert main(["doctor", str(tiny), "--json"]) == 4
+    found = parsed(capsys.readouterr().out)["bundle"]
+    assert found["runs"] is False
+    rows = {row["need"]: row["verdict"] for row in found["requirements"]}
+    assert (rows["ONNX Runtime"], rows["disk"]) == ("fails", "ok")
+
+
+def test_doctor_survives_an_engine_that_crashes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["doctor", str(tiny), "--json"]) == 6
+    found = parsed(capsys.readouterr().out)
+    assert "ended with code -6" in found["backends"]["onnxruntime"]["why_not"]
+    assert "ended with code -6" in found["bundle"]["why_not"]
+    [row] = [row for row in found["bundle"]["requirements"] if row["need"] == "ONNX Runtime"]
+    assert (row["verdict"], "code -6" in row["found"]) == ("fails", True)
 
 
 def test_doctor_says_why_not(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

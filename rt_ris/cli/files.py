@@ -1,0 +1,26 @@
+"""Writing one file for a user: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rt_ris.errors import StorageError
+
+
+def write_whole(path: Path, raw: bytes) -> None:
+    """Write a file so that it appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        StorageError: writing failed; what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(raw)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} could not be written: {error.strerror}. Free some space, then try again.",
+            path=str(path),
+        ) from error

@@ -1,0 +1,40 @@
+"""An exported bundle of several stages: flipped bits are refused before they are parsed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+from rt_ris.bundle import Bundle
+from rt_ris.predictor import Predictor
+from tests.conftest import Watch
+
+from .conftest import Traced
+
+EDGE = 16
+"""Bytes at both ends of a file: headers, and the directory of an archive."""
+DRAWN = 32
+
+
+def places(size: int, seed: int) -> list[int]:
+    """All bytes of a small file; of a large one its ends and a seeded draw."""
+    if size <= 2 * EDGE + DRAWN:
+        return list(range(size))
+    drawn = random.Random(seed).sample(range(EDGE, size - EDGE), DRAWN)
+    return [*range(EDGE), *drawn, *range(size - EDGE, size)]
+
+
+def test_flipped_bits_of_an_exported_bundle(traced: Traced, watch: Watch, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(traced.bundle, tmp_path / "bundle"))
+    Predictor.load(bundle, threads=1).close()
+    assert len(Bundle.open(bundle).manifest.stages) == 4
+    flipped = 0
+    for seed, path in enumerate(sorted(bundle.iterdir())):
+        flipped += watch.flip(
+            path,
+            places(path.stat().st_size, seed),
+            lambda: Predictor.load(bundle, threads=1),
+            unparsed=path.name.startswith("manifest."),
+        )
+    assert flipped == 64 * len(list(bundle.iterdir()))
