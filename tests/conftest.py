@@ -15,8 +15,8 @@ import pytest
 import tokenizers
 
 import rt_ris.backends  # before anything imports ONNX Runtime: it switches telemetry off
+import rt_ris.build.replay
 import rt_ris.bundle
-import rt_ris.cli.replay
 from rt_ris.errors import IntegrityError
 
 # New examples are for those who write the code; a landing must not hang on the luck of a draw.
@@ -37,7 +37,7 @@ class Watch:
         self._made: dict[bytes, Any] = {}
         patch = monkeypatch.setattr
         patch(rt_ris.bundle, "parse_manifest", self._before(rt_ris.bundle.parse_manifest))
-        patch(rt_ris.cli.replay, "parse_json", self._before(rt_ris.cli.replay.parse_json))
+        patch(rt_ris.build.replay, "parse_json", self._before(rt_ris.build.replay.parse_json))
         patch(np, "load", self._before(np.load, keep=False))
         patch(onnxruntime, "InferenceSession", self._before(onnxruntime.InferenceSession))
         reader = SimpleNamespace(from_buffer=self._before(tokenizers.Tokenizer.from_buffer))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rt_ris.gate import PROVING, relative_error, scale, verdict_is_settled
+from rt_ris.build.limits import PROVING, relative_error, scale, verdict_is_settled
 from rt_ris.mask import Mask, logit, place
 from rt_ris_export.parity_record import Deviation, MaskParity
 

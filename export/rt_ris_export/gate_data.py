@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from rt_ris.build.limits import PROVING
 from rt_ris.errors import DataError
-from rt_ris.gate import PROVING
 from rt_ris.image import Pixels, load_image
 from rt_ris_train.data.refcoco import Ref, RefDataset
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rt_ris.gate import TIED_ERROR, TIED_FLIPS, TIED_SHARE
+from rt_ris.build.limits import TIED_ERROR, TIED_FLIPS, TIED_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rt_ris.backends import choose
+from rt_ris.build.replay import MASK_STEP, Check, Replay, replay
 from rt_ris.bundle import Bundle
 from rt_ris.cli.options import add_bundle, load, print_json
-from rt_ris.cli.replay import MASK_STEP, Check, Replay, replay
 from rt_ris.cli.report import Evidence, check_report, write_report
 from rt_ris.errors import ParityError
 

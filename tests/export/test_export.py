@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
+from rt_ris.build.replay import replay
 from rt_ris.bundle import Bundle, write_bundle
-from rt_ris.cli.replay import replay
 from rt_ris.errors import (
     CheckpointError,
     IntegrityError,

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import rt_ris.bundle
+from rt_ris.build.replay import replay
 from rt_ris.bundle import Bundle
 from rt_ris.cli import main
-from rt_ris.cli.replay import replay
 from rt_ris.predictor import Predictor
 from tests.conftest import Watch
 

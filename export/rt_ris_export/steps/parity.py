@@ -13,8 +13,8 @@ from onnx import ModelProto
 
 from rt_ris.backends import open_backend
 from rt_ris.backends.base import Runner
+from rt_ris.build.limits import EXISTENCE_BAND, PROVING
 from rt_ris.errors import ParityError
-from rt_ris.gate import EXISTENCE_BAND, PROVING
 from rt_ris.manifest import StageArtefact
 from rt_ris.mask import Mask, Placement
 from rt_ris.predictor import masks_of

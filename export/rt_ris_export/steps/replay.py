@@ -6,8 +6,8 @@ graphs as they lie on the disk. Only a bundle that passes is moved to its place.
 
 from __future__ import annotations
 
+from rt_ris.build.replay import replay
 from rt_ris.bundle import Bundle, check_target, put_in_place
-from rt_ris.cli.replay import replay
 from rt_ris.errors import ParityError
 from rt_ris.manifest import Manifest
 from rt_ris.predictor import Predictor

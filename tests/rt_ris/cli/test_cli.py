@@ -375,6 +375,6 @@ def test_a_reader_that_has_had_enough_is_no_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_json_has_no_infinity(tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rt_ris.cli.replay.relative_error", lambda found, truth: float("inf"))
+    monkeypatch.setattr("rt_ris.build.replay.relative_error", lambda found, truth: float("inf"))
     assert main(["verify", str(tiny), "--json", "--backend", "fake"]) == 1
     assert parsed(io.StringIO(capsys.readouterr().out).read())["relative_error"] is None

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rt_ris.backends.base import Array
+from rt_ris.build.limits import relative_error
+from rt_ris.build.replay import Replay, replay
 from rt_ris.bundle import Bundle, write_bundle
-from rt_ris.cli.replay import Replay, replay
 from rt_ris.errors import BundleError
-from rt_ris.gate import relative_error
 from rt_ris.predictor import Predictor
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny"

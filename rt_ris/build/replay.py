@@ -3,7 +3,7 @@
 ``golden.npz`` holds pictures, sentences and PyTorch's values (``docs/bundle.md``). The same gate
 applies as when the bundle was made: the relative error ``||a - b||_2 / ||b||_2`` of every tensor,
 sentence by sentence, the verdicts on existence, and the IoU of every mask that covers 5 to 95 % of
-its picture. Tied sentences are judged too, by the looser limits of ``gate.py``.
+its picture. Tied sentences are judged too, by the looser limits of ``limits.py``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 
 from rt_ris.backends.base import Array
+from rt_ris.build.limits import PROVING, Ties, read_ties, relative_error, verdict_is_settled
 from rt_ris.bundle import Bundle
 from rt_ris.errors import BundleError
-from rt_ris.gate import PROVING, Ties, read_ties, relative_error, verdict_is_settled
 from rt_ris.image import Prepared, prepare
 from rt_ris.manifest import GOLDEN, PARITY, ParitySummary
 from rt_ris.mask import Mask, Placement, sigmoid
