@@ -64,7 +64,9 @@ def write(out: Path, version: str, api: dict[str, Any]) -> None:
 
 def read(version: str, folder: Path = OUT) -> dict[str, Any]:
     """A dump as it was made."""
-    found: dict[str, Any] = json.loads(gzip.decompress((folder / f"{version}.json.gz").read_bytes()))
+    found: dict[str, Any] = json.loads(
+        gzip.decompress((folder / f"{version}.json.gz").read_bytes())
+    )
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import rt_ris
-from rt_ris.backends import BACKENDS, choose, open_backend
+from rt_ris.backends import BACKENDS, choose, versions
 from rt_ris.bundle import Bundle
 from rt_ris.cli import LITE_WEIGHTS, VERBS
 from rt_ris.cli.options import add_json, print_json
@@ -27,6 +27,7 @@ PACKAGES: Final = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "tensorrt-rtx-cu13",
     "cuda-bindings",
     "torch",
     "torchvision",
@@ -87,7 +88,7 @@ def _version(package: str) -> str | None:
 
 def _backend(name: str) -> dict[str, Any]:
     try:
-        return {"runs": True, **open_backend(name).versions()}
+        return {"runs": True, **versions(name)}
     except (RtRisError, ImportError, OSError) as error:  # an engine may be there but broken
         return {"runs": False, "why_not": str(error)}
 
