@@ -237,6 +237,7 @@ class TensorRtRunner(Runner):
                 f"1 to {most}. Load the bundle with max_expressions={most} or less, and more "
                 "sentences are split."
             )
+        self._profile = -1  # unknown until it is changed
         if not parts.context.set_optimization_profile_async(fitting[0], self._stream):
             self._failed(parts, f"refused its profile {fitting[0]} for {count} sentences")
         self._profile = fitting[0]

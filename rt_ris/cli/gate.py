@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Final
 
 import rt_ris
 from rt_ris.backends.tensorrt import here
@@ -12,11 +13,14 @@ from rt_ris.build.cache import kernels_identity
 from rt_ris.build.find import find_engines
 from rt_ris.build.gate import write_gate
 from rt_ris.build.record import GateRecord
-from rt_ris.build.request import Target
+from rt_ris.build.request import BUCKETS, Target
 from rt_ris.bundle import Bundle
 from rt_ris.cli.replay import Replay, replay
 from rt_ris.errors import ParityError
 from rt_ris.predictor import Predictor
+
+COUNTS: Final = tuple(most for _, _, most in BUCKETS)
+"""How many sentences at once are replayed on engines: the most that each profile takes."""
 
 
 def judge(found: Replay) -> None:
@@ -74,7 +78,7 @@ def gate_of_build(
         with Predictor.load(
             bundle.path, backend=target, engines=folder, allow_unverified=True
         ) as predictor:
-            found = replay(bundle, predictor)
+            found = replay(bundle, predictor, counts=COUNTS)
         judge(found)
         write_passed(bundle, target, folder, found)
 

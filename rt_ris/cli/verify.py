@@ -8,7 +8,7 @@ from typing import Any
 from rt_ris.backends import BACKENDS
 from rt_ris.build.record import default_folder
 from rt_ris.bundle import Bundle
-from rt_ris.cli.gate import judge, write_passed
+from rt_ris.cli.gate import COUNTS, judge, write_passed
 from rt_ris.cli.options import add_bundle, load, print_json, shown
 from rt_ris.cli.replay import MASK_STEP, Check, Replay, replay
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if on_engines:  # the predictor reads its graphs not at all
         bundle.verify()
     with load(args, allow_unverified=True) as predictor:
-        found = replay(bundle, predictor)
+        found = replay(bundle, predictor, counts=COUNTS if on_engines else ())
     if args.json:
         print_json(_described(found))
     else:

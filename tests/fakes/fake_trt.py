@@ -30,7 +30,7 @@ class Fake(Module):
     """The module, and what a test may ask of it.
 
     Attributes:
-        _faults: what fails: ``parse``, ``build``, ``context``, ``profile``, ``shape``,
+        _faults: what fails: ``parse``, ``build``, ``plan``, ``context``, ``profile``, ``shape``,
             ``address``, ``location``, ``execute``, ``register``, ``mismatch`` (of timings).
         _cudart: the GPU; None where nothing is run.
         _plugins: layers of each parsed network are our plugin.
@@ -304,7 +304,7 @@ def _(trt: Fake, self: Any, log: Any) -> None:
 @does("Runtime.deserialize_cuda_engine")
 def _(trt: Fake, self: Any, plan: bytes) -> Any:
     said = trt._classes["ILogger.Severity"].ERROR
-    if not plan.startswith(MAGIC):
+    if not plan.startswith(MAGIC) or "plan" in trt._faults:
         self._log.log(said, "magic tag does not match")
         return None
     facts = json.loads(plan[len(MAGIC) :])
@@ -375,9 +375,11 @@ def _(trt: Fake, self: Any) -> Any:
 @does("IExecutionContext.set_optimization_profile_async")
 def _(trt: Fake, self: Any, index: int, stream: int) -> bool:
     assert stream in trt._cudart.streams
+    if "profile" in trt._faults:
+        return False
     self._profile = index
     self._shapes.clear()
-    return "profile" not in trt._faults
+    return True
 
 
 @does("IExecutionContext.set_input_shape")
