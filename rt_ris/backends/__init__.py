@@ -14,7 +14,7 @@ from typing import Final, Literal, cast
 
 from rt_ris.backends.base import Backend, EngineBackend, Runner
 from rt_ris.bundle import Bundle
-from rt_ris.errors import BackendError, MissingExtraError
+from rt_ris.errors import BackendError, MissingExtraError, RecipeError
 from rt_ris.manifest import Manifest
 from rt_ris.spec import StageSpec
 
@@ -122,7 +122,8 @@ def stage_opener(
         allow_unverified: run engines of which no gate has passed on this GPU.
 
     Raises:
-        BackendError: there is no such backend, or it runs no engines and their folder is given.
+        BackendError: there is no such backend.
+        RecipeError: it runs no engines, and their folder is given.
         MissingExtraError: what it runs on is not installed.
         TargetMismatchError, IntegrityError, OutputError: see ``rt_ris.build.find``.
     """
@@ -132,7 +133,7 @@ def stage_opener(
         opener = cast(EngineBackend, module).stage_opener
         return opener(bundle, target=name, folder=folder, allow_unverified=allow_unverified)
     if engines is not None:
-        raise BackendError(
+        raise RecipeError(
             f"Backend '{name}' runs the bundle's graphs and no engines; leave the engines' folder "
             "out, or choose backend tensorrt or tensorrt-rtx."
         )

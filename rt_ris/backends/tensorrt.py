@@ -185,6 +185,7 @@ class TensorRtRunner(Runner):
             if self._parts is None:
                 raise BackendError(f"Stage '{self.spec.id}' was closed; load the bundle again.")
             self._gpu.use()
+            self._parts.log.errors.clear()
             with self._finished():
                 self._use_profile(self._parts, count)
                 for tensor, array in zip(self.spec.inputs, inputs, strict=True):

@@ -126,7 +126,7 @@ def gate_name(gpu: Gpu) -> str:
 
 def is_own(name: str) -> bool:
     """True for the files that a folder of engines holds."""
-    gate = name.startswith("verified.") and name.endswith(".json")
+    gate = name.startswith(("verified.", ".verified."))  # with a dot: one that was interrupted
     return gate or name.endswith((".engine", ".engine.json"))
 
 

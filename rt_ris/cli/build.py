@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         say=_say,
     )
     if args.json:
-        print_json({"engines": shown(out), "built": [to_data(record) for record in records]})
+        found = {"engines": shown(out), "verified": not args.sm}
+        print_json({**found, "built": [to_data(record) for record in records]})
     else:
         print(_table(records))
         state = "verified on this GPU"

@@ -105,6 +105,15 @@ def test_threads_take_turns(world: Any, engines: Path) -> None:
     assert not wrong
 
 
+def test_an_older_error_is_not_told_again(world: Any, engines: Path) -> None:
+    runner = opened(world, engines, "text")
+    for fault, said in (("execute", "an illegal memory access"), ("shape", "it gave no reason")):
+        world.trt._faults = {fault}
+        with pytest.raises(BackendError, match=said):
+            runner.run(sentences(2))
+    runner.close()
+
+
 def test_a_closed_stage_says_so_and_may_be_closed_again(world: Any, engines: Path) -> None:
     runner = opened(world, engines, "image")
     runner.close()
@@ -129,6 +138,7 @@ def test_what_fails_in_a_run_is_named(world: Any, engines: Path, fault: str, sai
         runner.run(sentences(7))
     assert caught.value.exit_code == 6
     world.trt._faults.clear()
+    runner.run(sentences(1))
     runner.run(sentences(7))
     runner.close()
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from rt_ris.bundle import Bundle
-from rt_ris.errors import BackendError, IntegrityError, OutputError, TargetMismatchError
+from rt_ris.errors import IntegrityError, OutputError, RecipeError, TargetMismatchError
 from rt_ris.predictor import Predictor
 
 Spoil = Callable[[Path], object]
+pytestmark = pytest.mark.parametrize("world", ["10.3.0", "rtx-1.7.1.116"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -212,5 +213,5 @@ def test_a_folder_elsewhere_and_none_at_all(
 
 
 def test_graphs_and_engines_are_not_mixed_up(world: Any, engines: Path, tiny: Path) -> None:
-    with pytest.raises(BackendError, match="runs the bundle's graphs and no engines"):
+    with pytest.raises(RecipeError, match="runs the bundle's graphs and no engines"):
         Predictor.load(tiny, backend="onnxruntime", engines=engines)

@@ -17,6 +17,7 @@ from rt_ris.errors import IntegrityError, TargetMismatchError
 from rt_ris.predictor import Predictor
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.parametrize("world", ["10.3.0", "rtx-1.7.1.116"], indirect=True)
 GATE = "verified.nvidia-test-4000.json"
 
 
@@ -172,8 +173,10 @@ def test_every_profile_is_replayed(
     monkeypatch.setattr(
         TensorRtRunner, "_count", lambda self, inputs: runs.append(count(self, inputs)) or runs[-1]
     )
-    assert main(world.words("verify", tiny)) == 0
-    assert {1, 4, 16} <= set(runs)
+    for words in (world.words("verify", tiny), world.words("build", tiny, "--overwrite")):
+        runs.clear()
+        assert main(words) == 0
+        assert {1, 4, 16} <= set(runs)
 
 
 def test_a_record_that_cannot_be_written_is_a_storage_error(
