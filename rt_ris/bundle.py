@@ -138,7 +138,7 @@ def write_bundle(
             _sync_folder(folder)
             put_in_place(folder, target)
     except OSError as error:
-        raise _storage_error(target, error) from error
+        raise storage_error(target, error) from error
     return Bundle.open(target)
 
 
@@ -263,12 +263,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _storage_error(target: Path, error: OSError) -> StorageError:
+def storage_error(target: Path, error: OSError, *, what: str = "bundle") -> StorageError:
+    """The error of an artefact that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     cause = "the disk is full" if full else (error.strerror or str(error))
     advice = "Free some space" if full else "Look at the folder's permissions and its disk"
     return StorageError(
-        f"The bundle {target} could not be written: {cause}. Nothing was left behind. {advice}, "
+        f"The {what} {target} could not be written: {cause}. Nothing was left behind. {advice}, "
         "then try again.",
         path=str(target),
     )

@@ -6,6 +6,7 @@ is strict: nothing unknown, nothing missing, nothing of another type, and the st
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -170,9 +171,18 @@ class Manifest:
 
     def needed(self) -> tuple[str, ...]:
         """Names of the members that a predictor opens."""
-        files = [name for stage in self.stages for name in (stage.file, f"{stage.file}.data")]
-        optional = {name for name in files[1::2] if name not in self.members}
-        return (self.tokenizer, *(name for name in files if name not in optional))
+        graphs = (self.graph_files(stage) for stage in self.stages)
+        return (self.tokenizer, *(name for files in graphs for name in files))
+
+    def graph_files(self, stage: StageArtefact) -> tuple[str, ...]:
+        """A stage's graph, and the member with its weights where one file cannot hold both."""
+        data = f"{stage.file}.data"
+        return (stage.file, data) if data in self.members else (stage.file,)
+
+    def graph_sha256(self, stage: StageArtefact) -> str:
+        """Of a stage's graph; of the SHA-256 of graph and weights where those are two files."""
+        first, *others = (self.members[name].sha256 for name in self.graph_files(stage))
+        return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     def to_json(self) -> bytes:
         """The document as it is written to ``manifest.json``."""

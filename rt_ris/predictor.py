@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, overload
 
-from rt_ris.backends import choose, open_backend
-from rt_ris.backends.base import Runner
+from rt_ris.backends import BACKENDS, choose, stage_opener
 from rt_ris.bundle import Bundle
 from rt_ris.errors import RtRisError
 from rt_ris.image import ImageSource, load_image, prepare
@@ -31,7 +30,7 @@ from rt_ris.session import (
     TextFeatures,
     open_runners,
 )
-from rt_ris.spec import ImageSpec, MaskSpec, StageSpec
+from rt_ris.spec import ImageSpec, MaskSpec
 from rt_ris.text import Tokenizer, Tokens
 
 _log = logging.getLogger(__name__)
@@ -66,6 +65,8 @@ class Predictor:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        engines: str | os.PathLike[str] | None = None,
+        allow_unverified: bool = False,
         verify: Literal["all", "used"] = "all",
         max_expressions: int = MAX_EXPRESSIONS,
         image_cache_bytes: int = IMAGE_CACHE_BYTES,
@@ -77,6 +78,8 @@ class Predictor:
             path: the bundle's folder.
             backend: a name in ``rt_ris.backends.BACKENDS``, or ``auto``.
             threads: processor threads; None leaves the choice to the engine.
+            engines: folder of the engines, for backends that run some; None is beside the bundle.
+            allow_unverified: run engines that have passed no gate on this GPU.
             verify: check the bytes of all members, or only of those that are used.
             max_expressions: see ``Session``.
             image_cache_bytes: see ``Session``.
@@ -86,20 +89,27 @@ class Predictor:
             BundleError: there is no bundle, or it is damaged or of another version.
             BackendError: there is no such backend, or it refuses a stage.
             MissingExtraError: the backend's engine is not installed.
-            TargetMismatchError: a stage was made for another machine.
+            TargetMismatchError: a stage was made for another machine, or is unverified here.
+            IntegrityError: an engine is damaged, or could be somebody else's.
         """
         bundle = Bundle.open(path)
+        manifest = bundle.manifest
+        name = choose(manifest) if backend == "auto" else backend
         if verify == "all":
-            bundle.verify(skip=bundle.manifest.needed())
-        tokenizer = Tokenizer(bundle.read(bundle.manifest.tokenizer), bundle.manifest.text)
+            on_engines = name in BACKENDS and BACKENDS[name].format == "engine"
+            bundle.verify(skip=(manifest.tokenizer,) if on_engines else manifest.needed())
+        tokenizer = Tokenizer(bundle.read(manifest.tokenizer), manifest.text)
+        _log.info("opening %s on backend %s", bundle.path, name)
+        opened = stage_opener(
+            name, bundle, threads=threads, engines=engines, allow_unverified=allow_unverified
+        )
         session = Session(
-            bundle.manifest.graph(),
-            _open_stages(bundle, backend=backend, threads=threads),
+            manifest.graph(),
+            open_runners(manifest.graph().stages, opened),
             max_expressions=max_expressions,
             image_cache_bytes=image_cache_bytes,
             text_cache_sentences=text_cache_sentences,
         )
-        manifest = bundle.manifest
         return cls(session=session, tokenizer=tokenizer, image=manifest.image, mask=manifest.mask)
 
     def set_image(self, image: ImageSource) -> None:
@@ -217,18 +227,3 @@ def masks_of(
         )
         for row, sentence in enumerate(tokens.sentences)
     ]
-
-
-def _open_stages(bundle: Bundle, *, backend: str, threads: int | None) -> dict[str, Runner]:
-    manifest = bundle.manifest
-    name = choose(manifest) if backend == "auto" else backend
-    module = open_backend(name)
-
-    def opened(stage: StageSpec) -> Runner:
-        artefact = manifest.stage(stage.id)
-        model, data = bundle.read(artefact.file), f"{artefact.file}.data"
-        weights = bundle.read(data) if data in manifest.members else b""
-        return module.open_stage(artefact, model, data=weights, threads=threads)
-
-    _log.info("opening %s on backend %s", bundle.path, name)
-    return open_runners(tuple(stage.spec for stage in manifest.stages), opened)

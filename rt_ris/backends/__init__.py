@@ -6,16 +6,28 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Final, Literal, cast
 
-from rt_ris.backends.base import Backend, Runner
-from rt_ris.errors import BackendError, MissingExtraError
+from rt_ris.backends.base import Backend, EngineBackend, Runner
+from rt_ris.bundle import Bundle
+from rt_ris.errors import BackendError, MissingExtraError, RecipeError
 from rt_ris.manifest import Manifest
+from rt_ris.spec import StageSpec
 
-__all__ = ["BACKENDS", "Backend", "BackendEntry", "Runner", "choose", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendEntry",
+    "Runner",
+    "choose",
+    "open_backend",
+    "stage_opener",
+    "versions",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +44,7 @@ class BackendEntry:
         module: where the backend is.
         engine: the module of the engine it needs, or None.
         extra: the extra of rt-ris that brings the engine.
-        format: the artefacts it opens.
+        format: what it opens: the bundle's graphs, or engines that were built from them.
         automatic: may be chosen by ``auto``.
     """
 
@@ -60,6 +72,20 @@ BACKENDS: Final[Mapping[str, BackendEntry]] = MappingProxyType(
             format="onnx",
             automatic=True,
         ),
+        "tensorrt": BackendEntry(
+            module="rt_ris.backends.tensorrt",
+            engine="tensorrt",
+            extra="tensorrt",
+            format="engine",
+            automatic=False,
+        ),
+        "tensorrt-rtx": BackendEntry(
+            module="rt_ris.backends.tensorrt",
+            engine="tensorrt_rtx",
+            extra="tensorrt-rtx",
+            format="engine",
+            automatic=False,
+        ),
         "fake": BackendEntry(
             module="rt_ris.backends.fake", engine=None, extra="", format="onnx", automatic=False
         ),
@@ -69,18 +95,76 @@ BACKENDS: Final[Mapping[str, BackendEntry]] = MappingProxyType(
 
 
 def open_backend(name: str) -> Backend:
-    """Import a backend.
+    """Import a backend that opens the graphs of a bundle.
 
     Raises:
         BackendError: there is no such backend.
         MissingExtraError: its engine is not installed.
     """
+    return cast(Backend, _module(name))
+
+
+def stage_opener(
+    name: str,
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    engines: str | os.PathLike[str] | None = None,
+    allow_unverified: bool = False,
+) -> Callable[[StageSpec], Runner]:
+    """What opens the stages of a bundle on a backend.
+
+    Args:
+        name: of the backend.
+        bundle: whose stages.
+        threads: processor threads; None leaves the choice to the engine.
+        engines: folder of the engines; None is beside the bundle, for backends that run engines.
+        allow_unverified: run engines of which no gate has passed on this GPU.
+
+    Raises:
+        BackendError: there is no such backend.
+        RecipeError: it runs no engines, and their folder is given.
+        MissingExtraError: what it runs on is not installed.
+        TargetMismatchError, IntegrityError, OutputError: see ``rt_ris.build.find``.
+    """
+    module = _module(name)
+    if BACKENDS[name].format == "engine":
+        folder = None if engines is None else Path(engines)
+        opener = cast(EngineBackend, module).stage_opener
+        return opener(bundle, target=name, folder=folder, allow_unverified=allow_unverified)
+    if engines is not None:
+        raise RecipeError(
+            f"Backend '{name}' runs the bundle's graphs and no engines; leave the engines' folder "
+            "out, or choose backend tensorrt or tensorrt-rtx."
+        )
+
+    def opened(stage: StageSpec) -> Runner:
+        artefact = bundle.manifest.stage(stage.id)
+        graph, *aside = map(bundle.read, bundle.manifest.graph_files(artefact))
+        data = aside[0] if aside else b""
+        return cast(Backend, module).open_stage(artefact, graph, data=data, threads=threads)
+
+    return opened
+
+
+def versions(name: str) -> Mapping[str, str]:
+    """Names and versions of what a backend runs on, and its devices."""
+    module = _module(name)
+    if BACKENDS[name].format == "engine":
+        return cast(EngineBackend, module).versions(name)
+    return cast(Backend, module).versions()
+
+
+def _module(name: str) -> ModuleType:
+    """A backend's module, whose engine can be imported."""
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise BackendError(f"There is no backend '{name}'; there are {known}.")
     entry = BACKENDS[name]
     try:
-        return cast(Backend, importlib.import_module(entry.module))
+        module = importlib.import_module(entry.module)
+        if entry.engine is not None:
+            importlib.import_module(entry.engine)
     except ModuleNotFoundError as error:
         if entry.engine is None or error.name != entry.engine:
             raise  # a module of ours, or a broken installation: no extra would help
@@ -90,6 +174,7 @@ def open_backend(name: str) -> Backend:
             extra=entry.extra,
             module=entry.engine,
         ) from error
+    return module
 
 
 def choose(manifest: Manifest) -> str:
@@ -118,5 +203,5 @@ def choose(manifest: Manifest) -> str:
         )
     raise BackendError(
         f"No backend opens artefacts of format {', '.join(sorted(formats))}; this rt-ris opens "
-        f"{', '.join(sorted({entry.format for entry in BACKENDS.values()}))}."
+        f"{', '.join(sorted({entry.format for entry in BACKENDS.values() if entry.automatic}))}."
     )

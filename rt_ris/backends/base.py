@@ -6,12 +6,14 @@ The base class owns the checks; a backend implements ``_run`` and ``close``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from rt_ris.bundle import Bundle
 from rt_ris.errors import BackendError, ShapeError
 from rt_ris.manifest import StageArtefact
 from rt_ris.spec import TOKEN_IDS, TOKEN_MASK, StageSpec, TensorSpec
@@ -20,7 +22,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class Backend(Protocol):
-    """A module of this package; opens stages and says whether it can."""
+    """A module of this package that opens the graphs of a bundle."""
 
     def versions(self) -> Mapping[str, str]:
         """Names and versions of what the backend runs on, and its devices."""
@@ -40,6 +42,18 @@ class Backend(Protocol):
             BackendError: the engine refuses the file.
             TargetMismatchError: the file was made for something else.
         """
+
+
+class EngineBackend(Protocol):
+    """A module of this package that opens engines which were built from a bundle."""
+
+    def versions(self, target: str) -> Mapping[str, str]:
+        """Names and versions of what the engines of a target run on, and its devices."""
+
+    def stage_opener(
+        self, bundle: Bundle, *, target: str, folder: Path | None, allow_unverified: bool
+    ) -> Callable[[StageSpec], Runner]:
+        """What opens the engine of each stage; see ``rt_ris.backends.stage_opener``."""
 
 
 class Runner(ABC):

@@ -1,8 +1,9 @@
 """The process that builds: reads one request, builds its engines one after another.
 
 ``python -m rt_ris.build.child REQUEST.json`` prints one JSON object per line: ``{"built": ...}``
-for every engine, ``{"failed": ...}`` where the builder refuses. Nothing here needs a GPU where the
-target is TensorRT-RTX and a compute capability is named.
+for every engine, ``{"failed": ...}`` where the builder refuses, ``{"storage": ...}`` where the disk
+does, ``{"note": ...}`` for what stops nothing. Nothing here needs a GPU where the target is
+TensorRT-RTX. ``python -m rt_ris.build.child version TARGET`` prints ``{"version": ...}``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from rt_ris.build.log import error_log
 from rt_ris.build.request import BUCKETS, MODULES, Job, Request
+from rt_ris.build.timings import Timings
 from rt_ris.records import from_data, parse_json
 
 PLUGIN: Final = "PLUGIN_V3"
@@ -25,17 +29,31 @@ FUSED_ATTENTION: Final = b"function={ name=_gemm_mha_v2 "
 
 
 def main(words: Sequence[str]) -> int:
-    """Build everything that a request asks for."""
+    """Build everything that a request asks for, or print the builder's version."""
+    if words[0] == "version":
+        _say(version=importlib.import_module(MODULES[words[1]]).__version__)  # type: ignore[index]
+        return 0
     request = from_data(Request, parse_json(Path(words[0]).read_bytes()))
     trt = importlib.import_module(MODULES[request.target])
     if request.plugin:
         importlib.import_module("rt_ris_kernels.plugin").register(trt)
+    timings = None
+    if request.timings is not None:
+        timings = Timings(trt, Path(f"{request.timings}-{trt.__version__}.timing"))
+    with timings.interruptible() if timings else nullcontext():
+        return _build_all(trt, request, timings)
+
+
+def _build_all(trt: Any, request: Request, timings: Timings | None) -> int:
     for job in request.jobs:
         began = time.monotonic()
         try:
-            found = build(trt, job, workspace_mib=request.workspace_mib)
+            found = build(trt, job, workspace_mib=request.workspace_mib, timings=timings)
         except Refused as refusal:
             _say(failed={"errors": refusal.errors})
+            return 1
+        except OSError as error:
+            _say(storage={"errno": error.errno, "reason": error.strerror})
             return 1
         seconds = round(time.monotonic() - began, 1)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -51,20 +69,24 @@ class Refused(Exception):
         self.errors = list(errors)
 
 
-def build(trt: Any, job: Job, *, workspace_mib: int | None) -> dict[str, object]:
+def build(
+    trt: Any, job: Job, *, workspace_mib: int | None, timings: Timings | None = None
+) -> dict[str, object]:
     """Build one engine with any of TensorRT 10.3, 11 and TensorRT-RTX, and write it.
 
     Args:
         trt: the engine's Python module; only what all three have is used, and what one lacks is
-            asked for first.
+            used only for a request that the others do not get.
         job: graph, destination and compute capability.
         workspace_mib: memory the builder may use on the device; None leaves it to the builder.
+        timings: the cache of timings, where the builder times.
 
     Returns:
         Numbers of layers and bytes, and how many of our plugins are in it.
 
     Raises:
-        Refused: the graph does not parse or cannot be built.
+        Refused: the graph does not parse or cannot be built, or the build was interrupted.
+        OSError: the engine could not be written.
     """
     log = error_log(trt)
     builder = trt.Builder(log)
@@ -75,16 +97,9 @@ def build(trt: Any, job: Job, *, workspace_mib: int | None) -> dict[str, object]
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     kinds = [str(layer.type).split(".")[-1] for layer in layers]
     _check_plugins([layer for layer, kind in zip(layers, kinds, strict=True) if kind == PLUGIN])
-    config = builder.create_builder_config()
-    if workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    if job.sm is not None:
-        config.num_compute_capabilities = 1
-        if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{job.sm}"), 0):
-            raise Refused([f"The builder does not know compute capability {job.sm}."])
-    for low, best, high in BUCKETS if _has_free_axis(network) else ():
-        config.add_optimization_profile(_profile(builder, network, low, best, high))
-    plan = builder.build_serialized_network(network, config)
+    config = _configured(trt, builder, network, job, workspace_mib=workspace_mib)
+    with _timed(config, timings):
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise Refused(log.errors or ["The builder gave no reason."])
     content = bytes(plan)
@@ -95,6 +110,38 @@ def build(trt: Any, job: Job, *, workspace_mib: int | None) -> dict[str, object]
         "fused_attentions": content.count(FUSED_ATTENTION),
         "bytes": len(content),
     }
+
+
+def _configured(
+    trt: Any, builder: Any, network: Any, job: Job, *, workspace_mib: int | None
+) -> Any:
+    config = builder.create_builder_config()
+    if workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+    if job.sm is not None:
+        config.num_compute_capabilities = 1
+        capability = getattr(trt.ComputeCapability, f"SM{job.sm}", None)
+        if capability is None or not config.set_compute_capability(capability, 0):
+            raise Refused([f"The builder does not know compute capability {job.sm}."])
+    for low, best, high in BUCKETS if _has_free_axis(network) else ():
+        config.add_optimization_profile(_profile(builder, network, low, best, high))
+    return config
+
+
+@contextmanager
+def _timed(config: Any, timings: Timings | None) -> Iterator[None]:
+    """A build that reads the timings before and writes them behind, whatever became of it."""
+    if timings is None:
+        yield
+        return
+    timings.attach(config)
+    try:
+        yield
+    finally:
+        try:
+            timings.save(config)
+        except OSError as error:
+            _say(note=f"the timings could not be kept in {timings.path}: {error.strerror}")
 
 
 def _check_plugins(layers: Sequence[Any]) -> None:
@@ -109,23 +156,6 @@ def _check_plugins(layers: Sequence[Any]) -> None:
                     f"{' or '.join(map(str, accepted))}; build it from its function (--no-plugin)"
                 ]
             )
-
-
-def error_log(trt: Any) -> Any:
-    """A logger that keeps what the builder calls errors, in ``errors``."""
-
-    class Log(trt.ILogger):  # type: ignore[misc] # the module ships no types
-        """Keeps the errors."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()
 
 
 def _parser_error(error: Any) -> str:

@@ -3,75 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import os
-import signal
-import subprocess
-import sys
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from rt_ris.build.request import BUCKETS, MODULES, Job, Request, Target
-from rt_ris.bundle import Bundle, partial_folder, put_in_place
-from rt_ris.errors import BuildError, MissingExtraError, OutputError
+from rt_ris.backends import cuda
+from rt_ris.backends.cuda import Gpu
+from rt_ris.build.cache import engine_key, timing_folder
+from rt_ris.build.find import read_engine, read_record
+from rt_ris.build.gate import read_gate
+from rt_ris.build.process import built, check_installed, installed_version
+from rt_ris.build.record import LOCAL, EngineRecord, engine_name, is_own, this_platform
+from rt_ris.build.request import BUCKETS, Job, Request, Target
+from rt_ris.build.trust import check_folder
+from rt_ris.bundle import Bundle, partial_folder, put_in_place, storage_error
+from rt_ris.errors import BuildError, OutputError, RtRisError, TargetMismatchError
 from rt_ris.manifest import StageArtefact
 from rt_ris.records import to_json
 
 RTX_SMS: Final = (75, 80, 86, 89, 120, 121)
 """Compute capabilities for which TensorRT-RTX 1.7 builds without a GPU."""
-
-OWN: Final = (".engine", ".engine.json")
-"""Endings of what a folder of engines holds."""
-
-UNVERIFIED: Final = "unverified"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineRecord:
-    """What stands beside an engine, in a file of its name with ``.json`` behind.
-
-    Attributes:
-        engine: its file name.
-        sha256: of its bytes; to be compared before anything reads them.
-        bytes: its size.
-        stage: which stage of the bundle it computes.
-        precision: of the graph it was built from.
-        bundle_sha256: of the manifest of that bundle.
-        graph_sha256: of that graph.
-        target: whose builder made it.
-        version: of that builder, all four parts.
-        sm: compute capability it is for; None for the GPU that was there.
-        plugin: it asks for our plugins where it runs.
-        profiles: least, best and most sentences of each profile.
-        layers: of the parsed network.
-        fused_attentions: attention kernels that the builder fused.
-        seconds: that the build took.
-        peak_mib: largest memory of the building process up to here.
-        verified: ``unverified``, or the record of a gate that passed on a device.
-    """
-
-    engine: str
-    sha256: str
-    bytes: int
-    stage: str
-    precision: str
-    bundle_sha256: str
-    graph_sha256: str
-    target: Target
-    version: str
-    sm: int | None
-    plugin: bool
-    profiles: tuple[tuple[int, int, int], ...]
-    layers: int
-    fused_attentions: int
-    seconds: float
-    peak_mib: int
-    verified: str = UNVERIFIED
 
 
 def build_engines(
@@ -83,6 +38,7 @@ def build_engines(
     plugin: bool = True,
     workspace_mib: int | None = None,
     overwrite: bool = False,
+    accept: Callable[[Path], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[EngineRecord, ...]:
     """Build every stage for every compute capability, or leave nothing behind.
@@ -94,56 +50,38 @@ def build_engines(
         sms: compute capabilities; empty for the GPU that is there.
         plugin: use our plugins where a stage has their operators.
         workspace_mib: device memory that the builder may use.
-        overwrite: replace the folder.
+        overwrite: replace the folder; engines in it that would come out the same are kept.
+        accept: looks at the finished folder before it is put in its place; raises to refuse it.
         say: takes messages about progress.
 
     Raises:
-        MissingExtraError: the builder is not installed.
+        MissingExtraError: the builder or cuda-bindings is not installed.
+        TargetMismatchError: no compute capability is named and there is no GPU.
         OutputError: the folder exists.
         BuildError: a graph was refused, or the building process died.
+        StorageError: writing failed, such as on a full disk.
         IntegrityError: a graph is not the one that was sealed.
     """
-    _check_builder(target, sms)
+    check_installed(target)
+    _check_capabilities(target, sms)
     _check_out(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        wanted = [(stage, sm) for stage in bundle.manifest.stages for sm in sms or (None,)]
-        for name in bundle.manifest.needed():
-            (Path(scratch) / name).write_bytes(bundle.read(name))
-        jobs = tuple(
-            Job(
-                graph=str(Path(scratch) / stage.file),
-                engine=str(folder / _name(stage, target, sm)),
-                sm=sm,
-            )
-            for stage, sm in wanted
+    gpu = None if sms else _gpu(target)
+    order = _Order(bundle=bundle, target=target, sms=tuple(sms), gpu=gpu)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        timings = None if gpu is None or target != "tensorrt" else _timings(gpu, say)
+        request = Request(
+            target=target, plugin=plugin, workspace_mib=workspace_mib, timings=timings, jobs=()
         )
-        request = Request(target=target, plugin=plugin, workspace_mib=workspace_mib, jobs=jobs)
-        records = []
-        for (stage, sm), built in zip(wanted, _built(request, say), strict=True):
-            content = (folder / _name(stage, target, sm)).read_bytes()
-            record = EngineRecord(
-                engine=_name(stage, target, sm),
-                sha256=hashlib.sha256(content).hexdigest(),
-                bytes=len(content),
-                stage=stage.spec.id,
-                precision=stage.target.precision,
-                bundle_sha256=bundle.sha256,
-                graph_sha256=bundle.manifest.members[stage.file].sha256,
-                target=target,
-                version=str(built["version"]),
-                sm=sm,
-                plugin=int(built["plugins"]) > 0,
-                profiles=BUCKETS,
-                layers=int(built["layers"]),
-                fused_attentions=int(built["fused_attentions"]),
-                seconds=float(built["seconds"]),
-                peak_mib=int(built["peak_mib"]),
-            )
-            (folder / f"{record.engine}.json").write_bytes(to_json(record))
-            records.append(record)
-        put_in_place(folder, out)
-    return tuple(records)
+        with partial_folder(out) as folder:
+            kept = _keep(out, folder, order, request) if os.path.lexists(out) else {}
+            records = _build(folder, order, request, kept, say)
+            _keep_gates(out, folder, records)
+            accept(folder)
+            put_in_place(folder, out)
+    except OSError as error:
+        raise storage_error(out, error, what="folder of engines") from error
+    return records
 
 
 def build_graph(
@@ -158,11 +96,167 @@ def build_graph(
         MissingExtraError: the builder is not installed.
         BuildError: the graph was refused, or the building process died.
     """
-    _check_builder(target, () if sm is None else (sm,))
+    check_installed(target)
+    _check_capabilities(target, () if sm is None else (sm,))
     job = Job(graph=str(graph), engine=str(engine), sm=sm)
-    request = Request(target=target, plugin=plugin, workspace_mib=None, jobs=(job,))
-    (built,) = _built(request, lambda _: None)
-    return built
+    request = Request(target=target, plugin=plugin, workspace_mib=None, timings=None, jobs=(job,))
+    (made,) = built(request, lambda _: None)
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """One engine that is asked for."""
+
+    stage: StageArtefact
+    name: str
+    sm: int
+    gpu: Gpu | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """All engines that are asked for: of a bundle, for capabilities or for the GPU that is here."""
+
+    bundle: Bundle
+    target: Target
+    sms: tuple[int, ...]
+    gpu: Gpu | None
+
+    def wanted(self) -> list[_Wanted]:
+        """In the order in which they are built."""
+        devices = [(sm, f"sm{sm}") for sm in self.sms]
+        if self.gpu is not None:
+            devices = [(self.gpu.sm, LOCAL)]
+        return [
+            _Wanted(stage=stage, name=engine_name(stage, self.target, device), sm=sm, gpu=self.gpu)
+            for stage in self.bundle.manifest.stages
+            for sm, device in devices
+        ]
+
+    def key(self, one: _Wanted, request: Request, version: str) -> str:
+        """The key of one engine by a version of the builder."""
+        graph = self.bundle.manifest.graph_sha256(one.stage)
+        return engine_key(request, graph_sha256=graph, version=version, sm=one.sm, gpu=one.gpu)
+
+
+def _build(
+    folder: Path,
+    order: _Order,
+    request: Request,
+    kept: Mapping[str, EngineRecord],
+    say: Callable[[str], None],
+) -> tuple[EngineRecord, ...]:
+    """Build what is not kept; the records of all, in order."""
+    for name in kept:
+        say(f"kept {name}: nothing that it depends on has changed")
+    records = dict(kept)
+    todo = [one for one in order.wanted() if one.name not in kept]
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = order.bundle.manifest
+        for name in {name for one in todo for name in manifest.graph_files(one.stage)}:
+            (Path(scratch) / name).write_bytes(order.bundle.read(name))
+        jobs = tuple(
+            Job(
+                graph=str(Path(scratch) / one.stage.file),
+                engine=str(folder / one.name),
+                sm=one.sm if order.target == "tensorrt-rtx" else None,
+            )
+            for one in todo
+        )
+        made = built(replace(request, jobs=jobs), say) if jobs else iter(())
+        for one, facts in zip(todo, made, strict=True):
+            content = (folder / one.name).read_bytes()
+            record = _record(order, one, request, facts, content)
+            (folder / f"{one.name}.json").write_bytes(to_json(record))
+            records[one.name] = record
+    return tuple(records[one.name] for one in order.wanted())
+
+
+def _record(
+    order: _Order, one: _Wanted, request: Request, facts: Mapping[str, Any], content: bytes
+) -> EngineRecord:
+    version = str(facts["version"])
+    return EngineRecord(
+        engine=one.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        stage=one.stage.spec.id,
+        precision=one.stage.target.precision,
+        bundle_sha256=order.bundle.sha256,
+        graph_sha256=order.bundle.manifest.graph_sha256(one.stage),
+        target=order.target,
+        version=version,
+        platform=this_platform(),
+        sm=one.sm,
+        gpu=one.gpu,
+        plugin=int(facts["plugins"]) > 0,
+        profiles=BUCKETS,
+        layers=int(facts["layers"]),
+        fused_attentions=int(facts["fused_attentions"]),
+        seconds=float(facts["seconds"]),
+        peak_mib=int(facts["peak_mib"]),
+        key=order.key(one, request, version),
+    )
+
+
+def _keep(out: Path, folder: Path, order: _Order, request: Request) -> dict[str, EngineRecord]:
+    """Copy what a new build would make again, with records that name this bundle."""
+    there = [one for one in order.wanted() if (out / f"{one.name}.json").exists()]
+    version = installed_version(order.target) if there else ""
+    kept = {}
+    for one in there:
+        try:
+            check_folder(out)
+            record = read_record(out / f"{one.name}.json")
+            if record.key != order.key(one, request, version):
+                continue
+            raw = read_engine(out, record)
+        except RtRisError:
+            continue  # damaged, foreign or of an older format: built anew
+        record = replace(record, bundle_sha256=order.bundle.sha256)
+        (folder / one.name).write_bytes(raw)
+        (folder / f"{one.name}.json").write_bytes(to_json(record))
+        kept[one.name] = record
+    return kept
+
+
+def _keep_gates(out: Path, folder: Path, records: Sequence[EngineRecord]) -> None:
+    """Copy the gate records of which every engine is still the same."""
+    now = {record.engine: record.sha256 for record in records}
+    for path in out.glob("verified.*.json") if out.is_dir() else ():
+        try:
+            gate = read_gate(path)
+        except RtRisError:
+            continue
+        if gate.engines.items() <= now.items():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _gpu(target: Target) -> Gpu:
+    """The GPU that is here, if the target builds for it."""
+    try:
+        gpu = cuda.open_cuda().gpu()
+    except TargetMismatchError as error:
+        if target == "tensorrt":
+            raise
+        raise TargetMismatchError(
+            f"{error} To build for a GPU that is not here, name its compute capability: --sm 89.",
+            expected=error.expected,
+            found=error.found,
+        ) from error
+    if target == "tensorrt-rtx":
+        _check_capabilities(target, (gpu.sm,))
+    return gpu
+
+
+def _timings(gpu: Gpu, say: Callable[[str], None]) -> str | None:
+    """How the file of this GPU's timings begins; without a place for it, the build is longer."""
+    try:
+        return str(timing_folder() / f"{gpu.slug}-sm{gpu.sm}")
+    except OSError as error:
+        say(f"no timings are kept, their folder cannot be made: {error}")
+        return None
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -173,7 +267,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"'{out}' exists; choose another folder (--out), or --overwrite.")
     others = [out]
     if out.is_dir() and not out.is_symlink():
-        others = [path for path in out.iterdir() if not path.name.endswith(OWN)]
+        others = [path for path in out.iterdir() if not is_own(path.name)]
     if others:
         raise OutputError(
             f"'{out}' is no folder of engines alone ('{others[0].name}'); it is left alone, choose "
@@ -181,92 +275,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _built(request: Request, say: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
-    """What the child reports, engine by engine; an error if it stops before the last."""
-    names = [Path(job.engine).name for job in request.jobs]
-    spent = 0.0
-    with (
-        libraries(request.target) as environment,
-        tempfile.NamedTemporaryFile(suffix=".json") as written,
-        tempfile.TemporaryFile("w+") as errors,
-    ):
-        written.write(to_json(request))
-        written.flush()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "rt_ris.build.child", written.name],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-        )
-        try:
-            for index, name in enumerate(names):
-                left = f", about {spent / index * (len(names) - index):.0f} s left" if index else ""
-                say(f"[{index + 1}/{len(names)}] building {name}{left}")
-                assert child.stdout is not None
-                told = (line for line in child.stdout if line.startswith('{"'))
-                news = json.loads(next(told, "{}"))  # the builder prints lines of its own, too
-                if "built" not in news:
-                    raise _failure(name, news, child, errors)
-                spent += float(news["built"]["seconds"])
-                if index == len(names) - 1:
-                    child.wait()
-                yield news["built"]
-        finally:
-            child.kill()
-            child.wait()
-            assert child.stdout is not None
-            child.stdout.close()
-
-
-def _failure(
-    name: str, news: Mapping[str, Any], child: subprocess.Popen[str], errors: IO[str]
-) -> BuildError:
-    if "failed" in news:
-        said = "; ".join(news["failed"]["errors"][:3])
-        return BuildError(f"The builder refused {name}: {said}. No engine was written.")
-    code = child.wait()
-    errors.seek(0)
-    lines = [line for line in errors.read().splitlines() if line.strip()]
-    last = f" It said: {lines[-1]}" if lines else ""
-    if code == -signal.SIGKILL:
-        cause = "was killed, most likely because the memory was exhausted"
-    elif code < 0:
-        cause = f"died of {signal.Signals(-code).name}"
-    else:
-        cause = f"ended with code {code}"
-    return BuildError(f"The process that built {name} {cause}.{last} No engine was written.")
-
-
-@contextmanager
-def libraries(target: Target) -> Iterator[dict[str, str]]:
-    """The child's environment: TensorRT-RTX looks for its library by a name its wheel lacks.
-
-    Seen in 1.7.1: the parser opens ``libtensorrt_rtx.so``, the wheel has ``.so.1`` only, and the
-    process aborts at the first plugin.
-    """
-    environment = dict(os.environ)
-    found = importlib.util.find_spec("tensorrt_rtx_libs") if target == "tensorrt-rtx" else None
-    if found is None or not found.submodule_search_locations:
-        yield environment
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for library in Path(found.submodule_search_locations[0]).glob("*.so.1"):
-            (Path(folder) / library.stem).symlink_to(library)
-        before = environment.get("LD_LIBRARY_PATH")
-        environment["LD_LIBRARY_PATH"] = f"{folder}:{before}" if before else folder
-        yield environment
-
-
-def _check_builder(target: Target, sms: Sequence[int]) -> None:
-    module = MODULES[target]
-    if importlib.util.find_spec(module) is None:
-        wheel = "tensorrt-rtx-cu13" if target == "tensorrt-rtx" else "tensorrt"
-        raise MissingExtraError(
-            f"Building for {target} needs its Python module '{module}'; run: pip install {wheel}",
-            extra=wheel,
-            module=module,
-        )
+def _check_capabilities(target: Target, sms: Sequence[int]) -> None:
     if target == "tensorrt" and sms:
         raise BuildError("TensorRT builds for the GPU that is there; leave --sm out.")
     wrong = [sm for sm in sms if sm not in RTX_SMS]
@@ -276,8 +285,3 @@ def _check_builder(target: Target, sms: Sequence[int]) -> None:
             f"{', '.join(map(str, RTX_SMS))}. Jetson Orin (87), Hopper (90) and Thor (110) take "
             "--target tensorrt, on the device."
         )
-
-
-def _name(stage: StageArtefact, target: Target, sm: int | None) -> str:
-    device = "local" if sm is None else f"sm{sm}"
-    return f"{stage.spec.id}.{stage.target.precision}.{target}-{device}.engine"

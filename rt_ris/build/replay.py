@@ -27,7 +27,16 @@ from rt_ris.mask import Mask, Placement, sigmoid
 from rt_ris.predictor import Predictor, masks_of
 from rt_ris.records import parse_json
 from rt_ris.session import Segmentation
-from rt_ris.spec import EXISTENCE, LOGITS, PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, Dependency
+from rt_ris.spec import (
+    EXISTENCE,
+    EXPRESSIONS,
+    LOGITS,
+    PIXELS,
+    TOKEN_IDS,
+    TOKEN_MASK,
+    VALID_BOX,
+    Dependency,
+)
 from rt_ris.text import Tokens, TruncationWarning
 
 PICTURE_STEP: Final = "prepare"
@@ -87,8 +96,14 @@ class Replay:
         return max(errors, default=0.0)
 
 
-def replay(bundle: Bundle, predictor: Predictor) -> Replay:
+def replay(bundle: Bundle, predictor: Predictor, *, counts: Sequence[int] = ()) -> Replay:
     """Compare what a predictor computes with a bundle's golden vectors.
+
+    Args:
+        bundle: whose vectors.
+        predictor: computes.
+        counts: also run each picture with so many of its sentences at once, repeated in turn where
+            there are fewer; an engine has a profile of its own for 1, for a few and for many.
 
     Raises:
         BundleError: the bundle has no golden vectors, or they break the format.
@@ -96,10 +111,13 @@ def replay(bundle: Bundle, predictor: Predictor) -> Replay:
     ties = _ties(bundle)
     checks: list[Check] = []
     cases: list[_Case] = []
-    for number, golden in enumerate(_cases(bundle)):
-        case = _Case(number, golden, predictor=predictor, limits=bundle.manifest.parity, ties=ties)
-        checks += case.checks()
-        cases.append(case)
+    for number, stored in enumerate(_cases(bundle)):
+        for golden in (stored, *(_with(stored, count, bundle) for count in counts)):
+            case = _Case(
+                number, golden, predictor=predictor, limits=bundle.manifest.parity, ties=ties
+            )
+            checks += case.checks()
+            cases.append(case)
     checks += _shares(cases, ties)
     return Replay(
         checks=tuple(checks),
@@ -255,6 +273,17 @@ def _cases(bundle: Bundle) -> Sequence[Mapping[str, Array]]:
     if not cases:
         raise BundleError(f"{GOLDEN} is empty; there is nothing to replay.")
     return [cases[number] for number in sorted(cases)]
+
+
+def _with(golden: Mapping[str, Array], count: int, bundle: Bundle) -> Mapping[str, Array]:
+    """The same picture with another number of sentences."""
+    graph = bundle.manifest.graph()
+    names = {TOKEN_IDS, TOKEN_MASK, "sentences"}
+    names |= {
+        one.name for stage in graph.stages for one in stage.outputs if one.shape[0] == EXPRESSIONS
+    }
+    rows = np.arange(count) % len(golden["sentences"])
+    return {name: array[rows] if name in names else array for name, array in golden.items()}
 
 
 def _ties(bundle: Bundle) -> Ties:

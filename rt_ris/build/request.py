@@ -40,10 +40,13 @@ class Request:
         target: which builder.
         plugin: register our plugins first; else their operators are built from their functions.
         workspace_mib: of device memory that the builder may use.
+        timings: how the file with TensorRT's timings on this GPU begins, the version follows; None
+            for builders that time nothing.
         jobs: in order.
     """
 
     target: Target
     plugin: bool
     workspace_mib: int | None
+    timings: str | None
     jobs: tuple[Job, ...]

@@ -6,8 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from rt_ris.build.engines import RTX_SMS, EngineRecord, build_engines
+from rt_ris.build.engines import RTX_SMS, build_engines
+from rt_ris.build.record import EngineRecord, default_folder
 from rt_ris.bundle import Bundle
+from rt_ris.cli.gate import gate_of_build
 from rt_ris.cli.options import add_json, positive, print_json, shown
 from rt_ris.records import to_data
 
@@ -17,8 +19,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "build",
         help="build TensorRT engines of a bundle",
-        description="Build every stage into an engine. TensorRT-RTX builds for named compute "
-        "capabilities without a GPU; such engines are unverified until a gate passes on one.",
+        description="Build every stage into an engine. For the GPU that is there the gate is run "
+        "at the end, and engines that miss it are not kept. TensorRT-RTX also builds for named "
+        "compute capabilities without a GPU; such engines are refused until `rt-ris verify` has "
+        "passed on one.",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--target", choices=("tensorrt", "tensorrt-rtx"), required=True)
@@ -40,9 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, and say what was not verified."""
+    """Build, run the gate where the GPU is here, and say what was not verified."""
     bundle = Bundle.open(args.bundle)
-    out = args.out or args.bundle.with_name(f"{args.bundle.name}.engines")
+    out = args.out or default_folder(args.bundle)
     records = build_engines(
         bundle,
         out,
@@ -51,14 +55,27 @@ def run(args: argparse.Namespace) -> int:
         plugin=not args.no_plugin,
         workspace_mib=args.workspace,
         overwrite=args.overwrite,
-        say=lambda message: print(message, file=sys.stderr, flush=True),
+        accept=_nothing if args.sm else gate_of_build(bundle, args.target, _say),
+        say=_say,
     )
     if args.json:
-        print_json({"engines": shown(out), "built": [to_data(record) for record in records]})
+        found = {"engines": shown(out), "verified": not args.sm}
+        print_json({**found, "built": [to_data(record) for record in records]})
     else:
         print(_table(records))
-        print(f"{shown(out)}: {len(records)} engines, UNVERIFIED: none has run on its GPU yet.")
+        state = "verified on this GPU"
+        if args.sm:
+            state = "UNVERIFIED: `rt-ris verify --engines` on their GPU makes them usable"
+        print(f"{shown(out)}: {len(records)} engines, {state}.")
     return 0
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _nothing(folder: Path) -> None:
+    """What is asked of engines whose GPU is not here."""
 
 
 def _capabilities(text: str) -> tuple[int, ...]:

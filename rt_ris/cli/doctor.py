@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import rt_ris
-from rt_ris.backends import BACKENDS, choose, open_backend
+from rt_ris.backends import BACKENDS, choose, versions
 from rt_ris.bundle import Bundle
 from rt_ris.cli import LITE_WEIGHTS, VERBS
 from rt_ris.cli.options import add_json, print_json, shown
@@ -87,7 +87,7 @@ def _backend(name: str) -> dict[str, Any]:
     if fault:
         return {"runs": False, "why_not": fault}
     try:
-        return {"runs": True, **open_backend(name).versions()}
+        return {"runs": True, **versions(name)}
     except (RtRisError, ImportError, OSError) as error:  # an engine may be there but broken
         return {"runs": False, "why_not": str(error)}
 

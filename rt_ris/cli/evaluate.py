@@ -11,7 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rt_ris.cli.options import add_json, add_weights, non_negative, positive, print_json, shown
+from rt_ris.cli.options import (
+    add_backend,
+    add_json,
+    add_weights,
+    non_negative,
+    positive,
+    print_json,
+    shown,
+)
 from rt_ris.errors import MissingExtraError, RecipeError
 from rt_ris.predictor import Predictor
 
@@ -65,6 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="also measure masks that neither look nor read, chosen on split train",
     )
     parser.add_argument("--threads", type=positive, help="processor threads")
+    add_backend(parser)
     add_json(parser)
     add_weights(parser)
     parser.set_defaults(run=run)
@@ -158,7 +167,14 @@ def _predictor(args: argparse.Namespace) -> Predictor:
                 f"'{args.model}' is not a bundle (a folder). For a checkpoint file, name its "
                 "architecture too: --arch maris."
             )
-        return Predictor.load(args.model, threads=args.threads)
+        return Predictor.load(
+            args.model, backend=args.backend, threads=args.threads, engines=args.engines
+        )
+    if args.backend != "auto" or args.engines is not None:
+        raise RecipeError(
+            "A checkpoint is evaluated in PyTorch; leave --backend and --engines out, or export "
+            "it and evaluate the bundle."
+        )
     try:
         from rt_ris_train.checkpoint import load_network
     except ModuleNotFoundError as error:

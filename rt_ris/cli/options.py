@@ -8,15 +8,28 @@ import os
 import sys
 from pathlib import Path
 
+from rt_ris.backends import BACKENDS
 from rt_ris.predictor import Predictor
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle and how to run it: BUNDLE, --backend, --threads, --json."""
+    """The bundle and how to run it: BUNDLE, --backend, --engines, --threads, --json."""
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--backend", default="auto", help="auto, onnxruntime or fake [auto]")
+    add_backend(parser)
     parser.add_argument("--threads", type=positive, help="processor threads [all cores]")
     add_json(parser)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """The options --backend and --engines."""
+    known = ", ".join(["auto", *BACKENDS])
+    parser.add_argument("--backend", default="auto", help=f"{known} [auto]")
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        metavar="FOLDER",
+        help="engines of the bundle, for --backend tensorrt or tensorrt-rtx [BUNDLE.engines]",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +79,15 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def load(args: argparse.Namespace) -> Predictor:
+def load(args: argparse.Namespace, *, allow_unverified: bool = False) -> Predictor:
     """The predictor that the options ask for."""
-    return Predictor.load(args.bundle, backend=args.backend, threads=args.threads)
+    return Predictor.load(
+        args.bundle,
+        backend=args.backend,
+        threads=args.threads,
+        engines=args.engines,
+        allow_unverified=allow_unverified,
+    )
 
 
 def print_json(data: object) -> None:

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rt_ris.backends import choose
+from rt_ris.backends import BACKENDS, choose
+from rt_ris.build.record import default_folder
 from rt_ris.build.replay import MASK_STEP, Check, Replay, replay
 from rt_ris.bundle import Bundle
-from rt_ris.cli.options import add_bundle, load, print_json
+from rt_ris.cli.gate import COUNTS, missed, write_passed
+from rt_ris.cli.options import add_bundle, load, print_json, shown
 from rt_ris.cli.report import Evidence, check_report, write_report
-from rt_ris.errors import ParityError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "verify",
         help="replay a bundle's golden vectors and apply its gate",
         description="Check every byte, run the stored pictures and sentences through the backend, "
-        "and compare with what PyTorch computed. Exit code 1 names the first step that differs.",
+        "and compare with what PyTorch computed. Exit code 1 names the first step that differs. "
+        "Engines that pass are recorded as verified on this GPU; until then nothing else runs "
+        "them.",
     )
     add_bundle(parser)
     parser.add_argument(
@@ -35,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, report, print, judge.
+    """Replay, report, print, judge; write down that engines passed.
 
     Raises:
         ParityError: a comparison is beyond its limit; the report is written nevertheless.
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         evidence.error = error
         _report(args, evidence)
         raise
-    evidence.error = miss = _miss(found)
+    evidence.error = miss = missed(found)
     _report(args, evidence)
     if args.json:
         print_json(evidence.replay)
@@ -56,6 +59,11 @@ def run(args: argparse.Namespace) -> int:
         print(_table(bundle, found))
     if miss is not None:
         raise miss
+    if _on_engines(args):
+        folder = args.engines or default_folder(bundle.path)
+        record = write_passed(bundle, args.backend, folder, found)
+        if not args.json:
+            print(f"verified on this GPU: {shown(record)}")
     return 0
 
 
@@ -65,31 +73,22 @@ def _replayed(args: argparse.Namespace, evidence: Evidence) -> tuple[Bundle, Rep
     evidence.bundle = bundle = Bundle.open(args.bundle)
     if args.backend == "auto":
         evidence.backend = choose(bundle.manifest)
-    with load(args) as predictor:
+    with load(args, allow_unverified=True) as predictor:
         try:
-            found = replay(bundle, predictor)
+            found = replay(bundle, predictor, counts=COUNTS if _on_engines(args) else ())
         finally:
             evidence.timings = predictor.stats.stages
     evidence.replay = _described(found)
     return bundle, found
 
 
+def _on_engines(args: argparse.Namespace) -> bool:
+    return args.backend in BACKENDS and BACKENDS[args.backend].format == "engine"
+
+
 def _report(args: argparse.Namespace, evidence: Evidence) -> None:
     if args.report is not None:
         write_report(args.report, evidence, asked=args.bundle)
-
-
-def _miss(found: Replay) -> ParityError | None:
-    miss = found.first_miss
-    if miss is None:
-        return None
-    return ParityError(
-        f"This machine does not compute what PyTorch computed: '{miss.step}' is the first step "
-        f"that differs, {miss.name!r} of picture {miss.case} is off by {miss.error:.2e} (limit "
-        f"{miss.limit:.0e}).",
-        stage=miss.step,
-        error=miss.error,
-    )
 
 
 def _described(found: Replay) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from rt_ris.cli import main
 from rt_ris.errors import ParityError, PlanError
 from rt_ris.spec import LOGITS, PIXELS, StageSpec, TensorSpec
 from rt_ris_export import ExportRecipe, export_bundle, half, onnx_graph
+from rt_ris_export.parity_record import Deviation, StageParity, TensorParity
 from rt_ris_export.rounding import RoundingRunner
 from rt_ris_export.steps import precision
 from rt_ris_export.steps.function import complete
+from rt_ris_export.steps.parity import loosest
 from rt_ris_kernels.ops import KERNELS
 from rt_ris_train import architecture
 
@@ -230,6 +232,19 @@ def test_a_mask_that_half_precision_turns_is_a_miss_and_the_ladder_finds_the_sta
     assert called["text_encoder"] == "fp16"
     assert said["parity"]["remedies"][0] == "fusion: half -> wide"
     assert main(["verify", str(bundle)]) == 0
+
+
+def test_a_wrong_mask_is_put_down_to_a_stage_that_can_still_be_remedied() -> None:
+    def measured(stage: str, error: float) -> StageParity:
+        found = Deviation(relative=error, peak=error)
+        tensor = TensorParity(name="y", isolated=found, chained=found)
+        return StageParity(id=stage, tensors=(tensor,), decides=False, tied=0)
+
+    stages = [measured("image", 1e-3), measured("fusion", 2e-3), measured("decoder", 5e-3)]
+    assert loosest(stages) == "decoder"
+    assert loosest(stages, {"decoder"}) == "fusion"
+    assert loosest(stages, {"decoder", "fusion"}) == "image"
+    assert loosest(stages, {"decoder", "fusion", "image"}) == "decoder"
 
 
 def overflowing(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ import sys
 
 import tensorrt_rtx as trt
 
-from rt_ris.build.child import error_log
+from rt_ris.build.log import error_log
 from rt_ris_kernels import plugin
 
 NAME = b"MaskedMutualAttention"

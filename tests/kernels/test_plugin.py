@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rt_ris.build.engines import libraries
+from rt_ris.build.process import libraries
 from rt_ris.errors import PluginError
 from rt_ris_kernels import plugin
 from rt_ris_kernels.geometry import geometry, workspace_bound

@@ -1,16 +1,21 @@
-"""The tiny bundle, and a network of fakes whose runs can be counted."""
+"""The tiny bundle, a network of fakes whose runs can be counted, and TensorRTs without a GPU."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from rt_ris.backends.fake import FakeRunner
+from rt_ris.build.request import MODULES, Target
 from rt_ris.predictor import Predictor
 from rt_ris.session import Session
 from rt_ris.spec import (
@@ -32,6 +37,8 @@ from rt_ris.spec import (
 from rt_ris.text import Tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+FAKES = Path(__file__).parents[1] / "fakes"
+TENSORRTS = sorted(path.name.removesuffix(".json.gz") for path in (FAKES / "api").iterdir())
 IMAGE = ImageSpec(size=32, mean=(0, 0, 0), std=(1, 1, 1))
 TEXT = TextSpec(max_tokens=8)
 MASK = MaskSpec(size=8, existence_threshold=0.01)
@@ -121,3 +128,69 @@ def picture() -> npt.NDArray[np.uint8]:
     pixels[4:20, 4:16] = (220, 40, 30)
     pixels[8:22, 24:36] = (30, 60, 230)
     return pixels
+
+
+@dataclass
+class World:
+    """A TensorRT and a GPU that are not there; also in the processes that a test starts.
+
+    Attributes:
+        target: which of the two engines.
+        trt: its module, see ``fake_trt.Fake``.
+        cudart: the GPU, see ``fake_cudart.Cudart``.
+        monkeypatch: undoes what a test changes about them.
+    """
+
+    target: Target
+    trt: Any
+    cudart: Any
+    monkeypatch: pytest.MonkeyPatch
+
+    def words(self, verb: str, bundle: Path, *more: str) -> list[str]:
+        option = "--target" if verb == "build" else "--backend"
+        return [verb, str(bundle), option, self.target, *more]
+
+
+@pytest.fixture(params=TENSORRTS)
+def world(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[World]:
+    """Each version whose bindings were dumped, over one GPU of compute capability 8.9."""
+    pytest.importorskip("onnxruntime")  # computes what engines compute
+    target: Target = "tensorrt-rtx" if request.param.startswith("rtx") else "tensorrt"
+    monkeypatch.setenv("RT_RIS_FAKE_TENSORRT", request.param)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKES / "modules"), *before]))
+    monkeypatch.syspath_prepend(str(FAKES))
+    fake_trt = __import__("fake_trt")
+    cudart = __import__("fake_cudart").Cudart()
+    trt = fake_trt.Fake(request.param)
+    trt._cudart = cudart
+    monkeypatch.setitem(sys.modules, MODULES[target], trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cudart.module())
+    monkeypatch.setattr("rt_ris.backends.cuda.DRIVER_FILE", tmp_path / "no driver")
+    yield World(target, trt, cudart, monkeypatch)
+    assert not cudart.live, "memory of the GPU was not given back"
+    assert not cudart.streams
+
+
+@pytest.fixture
+def engines(world: World, tiny: Path, built: dict[str, Path], tmp_path: Path) -> Path:
+    """The tiny bundle's engines for the GPU of ``world``, that passed the gate there."""
+    from rt_ris.cli import main
+
+    key = world.trt.__version__
+    out = tiny.with_name("tiny.engines")
+    if key not in built:
+        assert main(world.words("build", tiny)) == 0
+        built[key] = Path(shutil.copytree(out, built["folder"] / key))
+    elif not out.exists():
+        shutil.copytree(built[key], out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of engines that were built already, by version; they take a process each."""
+    return {"folder": tmp_path_factory.mktemp("engines")}

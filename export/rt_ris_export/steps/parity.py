@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -121,6 +121,7 @@ def measure(
     limits: Limits,
     specs: Mapping[str, StageSpec] | None = None,
     opened: Opener | None = None,
+    settled: Collection[str] = (),
     seeded: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Measured:
@@ -136,6 +137,8 @@ def measure(
         limits: what is allowed.
         specs: declarations of the graphs by stage id, where they are not the network's own.
         opened: opens a graph to run it; None takes ONNX Runtime.
+        settled: ids of stages that no remedy is left for; while there are others, a wrong mask is
+            put down to one of those.
         seeded: the weights are random, so that no mask need prove anything.
         say: takes messages about progress.
 
@@ -161,7 +164,7 @@ def measure(
     masks = tuple(
         mask for run in runs for mask in _compared_masks(run, network.mask, limits.mask_band)
     )
-    _judge_masks(masks, _loosest(stages), limits)
+    _judge_masks(masks, loosest(stages, settled), limits)
     if not seeded:
         _judge_proof(masks, stages[-1].id)
     record = ParityRecord(
@@ -351,10 +354,15 @@ def _masks(run: _Run, values: Values, spec: MaskSpec) -> list[Mask]:
     return masks_of(found, placement=Placement.of(run.prepared), tokens=run.tokens, spec=spec)
 
 
-def _loosest(stages: Sequence[StageParity]) -> str:
-    """The stage with the largest error of its own, to which a wrong mask is put down."""
+def loosest(stages: Sequence[StageParity], settled: Collection[str] = ()) -> str:
+    """The stage with the largest error of its own, to which a wrong mask is put down.
+
+    Args:
+        stages: what was measured.
+        settled: ids of those that no remedy is left for, which count only where all are.
+    """
     own = {stage.id: max(tensor.isolated.relative for tensor in stage.tensors) for stage in stages}
-    return max(own, key=own.__getitem__)
+    return max([name for name in own if name not in settled] or own, key=own.__getitem__)
 
 
 def _judge_masks(masks: Sequence[MaskParity], stage: str, limits: Limits) -> None:
@@ -430,6 +438,7 @@ def _run(context: Context) -> None:
                 limits=recipe.limits(),
                 specs=graphs.specs,
                 opened=RoundingRunner if recipe.precision == "fp16" else None,
+                settled=graphs.settled(),
                 seeded=loaded.seeded,
                 say=context.say,
             )

@@ -70,6 +70,10 @@ class TypedGraphs:
         self.steps.append(f"{stage}: {before} -> {self.policies[stage]}")
         return True
 
+    def settled(self) -> frozenset[str]:
+        """Ids of the stages at the end of the ladder."""
+        return frozenset(name for name, policy in self.policies.items() if policy not in LADDER)
+
     def precision(self, stage: str) -> Literal["fp32", "fp16", "mixed"]:
         """What a stage may be called."""
         if self.policies[stage] == "full":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -36,13 +37,16 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Child:
         script = tmp_path / "python"
         script.write_text(f"#!{PYTHON}\nimport sys, os, json, signal\n{program}\n")
         script.chmod(0o755)
-        monkeypatch.setattr(engines.sys, "executable", str(script))
-        monkeypatch.setattr(engines, "_check_builder", lambda target, sms: None)
+        monkeypatch.setattr(sys, "executable", str(script))
+        monkeypatch.setattr(engines, "check_installed", lambda target: None)
 
     return use
 
 
 BUILDS = """
+if sys.argv[3] == "version":
+    print('{"version": "1.2.3.4"}')
+    sys.exit()
 print("a line of the builder's own", flush=True)
 request = json.load(open(sys.argv[3]))
 for job in request["jobs"]:
@@ -60,7 +64,7 @@ def test_every_stage_is_built_for_every_gpu_and_recorded(
     words = ["build", str(bundle.path), "--target", "tensorrt-rtx", "--sm", "75,86"]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert said.out.splitlines()[-1].endswith("6 engines, UNVERIFIED: none has run on its GPU yet.")
+    assert "6 engines, UNVERIFIED: `rt-ris verify --engines`" in said.out.splitlines()[-1]
     assert "[2/6] building image.fp32.tensorrt-rtx-sm86.engine, about 5 s left" in said.err
     folder = tmp_path / "tiny.bundle.engines"
     assert sorted(path.name for path in folder.glob("*.engine")) == [
@@ -75,7 +79,7 @@ def test_every_stage_is_built_for_every_gpu_and_recorded(
         assert record["bundle_sha256"] == bundle.sha256
         assert record["graph_sha256"] == bundle.manifest.members[f"{record['stage']}.onnx"].sha256
         assert (record["version"], record["peak_mib"]) == ("1.2.3.4", 70)
-        assert record["verified"] == "unverified"
+        assert (record["sm"], record["gpu"]) in ((75, None), (86, None))
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite", "--json"]) == 0
@@ -157,12 +161,12 @@ def test_a_graph_is_checked_before_the_builder_sees_it(
 def test_what_no_builder_takes_is_said_before_anything_runs(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(BuildError, match=r"capability 87.*75, 80.*--target tensorrt"):
         build_engines(bundle, tmp_path / "out", target="tensorrt-rtx", sms=(87,))
     with pytest.raises(BuildError, match="leave --sm out"):
         build_engines(bundle, tmp_path / "out", target="tensorrt", sms=(86,))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install tensorrt-rtx-cu13"):
         build_engines(bundle, tmp_path / "out", target="tensorrt-rtx", sms=(86,))
 

@@ -80,7 +80,7 @@ def test_a_damaged_bundle_is_reported(name: str, tiny: Path, out: Path) -> None:
 def test_what_nobody_foresaw_is_reported_without_a_traceback(
     tiny: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError(f"in {tiny}/image.onnx")
 
     monkeypatch.setattr("rt_ris.cli.verify.replay", fails)
@@ -96,7 +96,7 @@ def test_what_nobody_foresaw_is_reported_without_a_traceback(
 def test_an_interruption_leaves_no_report(
     tiny: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rt_ris.cli.verify.replay", stop)
