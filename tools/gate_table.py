@@ -3,7 +3,8 @@
 Weights are seeded random ones in the published layouts, so the table is about graphs and rounding
 and not about masks. Runs ``rt-ris export --precision fp16``, once more with ``--remedy auto`` where
 that misses. No package brings Shared-RIS's vocabulary, so its checkpoint holds a toy one; its
-embeddings stay of the published size. Writes ``bench/results/gates.json``, one network at a time, and goes on from there.
+embeddings stay of the published size. Writes ``bench/results/gates.json``, one network at a time,
+and goes on from there.
 
     python tools/gate_table.py
 """
