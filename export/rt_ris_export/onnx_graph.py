@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ _FLOATS: Final = (
 )
 _STANDARD: Final = ("", "ai.onnx")
 LARGEST_HALF: Final = 65504.0
+
+_SCOPE: Final = re.compile(r"'([^']*)'")
+_FRAME: Final = re.compile(r'File "(?:[^"]*/(?:site-packages|train)/|[^"]*/)([^"]+)", line (\d+)')
+"""Path within its package, or the file's name alone, and the line."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -234,6 +239,22 @@ def attach(model: ModelProto, functions: Sequence[FunctionProto]) -> None:
     kept = [entry for entry in model.functions if (entry.domain, entry.name) not in new]
     del model.functions[:]
     model.functions.extend([*kept, *functions])
+
+
+def name_by_source(model: ModelProto) -> None:
+    """Give each node a name that says which module and which line it came from.
+
+    Builders name a node that they refuse, profilers one that is slow; on a device that name is all
+    there is. Torch's exporter (2.9 to 2.15) notes both as metadata; its paths of this machine are
+    cut to those within packages, and torch's own lines are passed over.
+    """
+    for node in model.graph.node:
+        noted = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = _SCOPE.findall(noted.get("pkg.torch.onnx.name_scopes", ""))
+        frames = _FRAME.findall(noted.get("pkg.torch.onnx.stack_trace", ""))
+        places = [f" {path}:{line}" for path, line in frames if not path.startswith("torch/")]
+        modules = [f"{scope}/" for scope in scopes[:-1] if scope and not scope.startswith("_")]
+        node.name = "".join([*modules[-1:], node.name, *places[-1:]])
 
 
 def strip(model: ModelProto) -> None:

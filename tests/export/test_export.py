@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +61,17 @@ def test_graphs_name_no_file_of_this_machine(traced: Traced) -> None:
     for raw in traced.graphs.values():
         assert b"site-packages" not in raw
         assert str(Path(__file__).parents[2]).encode() not in raw
+
+
+def test_nodes_name_their_module_and_its_source(traced: Traced) -> None:
+    source = re.compile(r"/node_\S+ \w+/[\w/]+\.py:\d+$")
+    for raw in traced.graphs.values():
+        names = [node.name for node in onnx_graph.parse(raw).graph.node]
+        assert len(set(names)) == len(names)
+        assert sum(bool(source.search(name)) for name in names) > 0.9 * len(names)
+    names = [node.name for node in onnx_graph.parse(traced.graphs["image_encoder"]).graph.node]
+    block = re.compile(r"encoder\.network\.blocks\.2\.norm1/\S+ rt_ris_train/\S+:\d+$")
+    assert any(map(block.match, names))
 
 
 def test_manifest_counts_and_provenance(traced: Traced) -> None:

@@ -57,6 +57,7 @@ def trace(stage: Stage) -> ModelProto:
     assert program is not None
     model = program.model_proto
     model.graph.name = spec.id
+    onnx_graph.name_by_source(model)
     onnx_graph.strip(model)
     onnx_graph.check_interface(model, spec)
     return model
