@@ -15,7 +15,7 @@ nothing: what is written here is what runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,6 +38,9 @@ FULL: Final = frozenset(
 
 WIDE: Final = frozenset({"LayerNormalization", "Softmax", "BatchNormalization", "Sigmoid", "Div"})
 """What is computed in float32 as well where half precision alone misses the gate."""
+
+KEPT: Final = frozenset({LOGITS, EXISTENCE})
+"""What a network gives in the end stays float32."""
 
 PRODUCTS: Final = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
 FIXED: Final[Mapping[str, tuple[int, ...]]] = {"Resize": (1, 2)}
@@ -86,41 +89,48 @@ class HalfShare:
         )
 
 
-def half_spec(spec: StageSpec) -> StageSpec:
-    """A stage whose tensors between stages are float16; what enters and leaves a network stays."""
+def half_spec(spec: StageSpec, *, kept: Collection[str] = KEPT) -> StageSpec:
+    """A stage whose float tensors between stages are float16, but for those that are kept."""
+
+    def typed(tensor: TensorSpec) -> TensorSpec:
+        keeps = tensor.dtype != "float32" or tensor.name in kept
+        return tensor if keeps else replace(tensor, dtype="float16")
+
     return replace(
         spec,
-        inputs=tuple(_half_tensor(tensor) for tensor in spec.inputs),
-        outputs=tuple(_half_tensor(tensor) for tensor in spec.outputs),
+        inputs=tuple(map(typed, spec.inputs)),
+        outputs=tuple(map(typed, spec.outputs)),
     )
 
 
-def _half_tensor(tensor: TensorSpec) -> TensorSpec:
-    if tensor.dtype != "float32" or tensor.name in (LOGITS, EXISTENCE):
-        return tensor
-    return replace(tensor, dtype="float16")
-
-
-def to_half(model: ModelProto, *, also_full: frozenset[str] | None = frozenset()) -> ModelProto:
+def to_half(
+    model: ModelProto,
+    *,
+    also_full: frozenset[str] | None = frozenset(),
+    kept: Collection[str] = KEPT,
+) -> ModelProto:
     """A copy in half precision.
 
     Args:
         model: a float32 graph.
         also_full: operators that are computed in float32 as well; None for all of them, so that
             only the graph's inputs and outputs are halves.
+        kept: inputs and outputs that stay float32.
 
     Raises:
         PlanError: a graph inside a node, which the policy does not cover, or a type that cannot be
             inferred.
     """
-    return _Converter(model, also_full).converted()
+    return _Converter(model, also_full, kept).converted()
 
 
 class _Converter:
     """One conversion: each float tensor gets a type, and casts stand where two types meet."""
 
-    def __init__(self, model: ModelProto, also_full: frozenset[str] | None) -> None:
-        self.also_full = also_full
+    def __init__(
+        self, model: ModelProto, also_full: frozenset[str] | None, kept: Collection[str]
+    ) -> None:
+        self.also_full, self.kept = also_full, kept
         self.model = onnx_graph.inferred(model)
         self.graph = self.model.graph
         self.floats = {name for name, kind in _types(self.model).items() if kind == _FULL}
@@ -134,7 +144,8 @@ class _Converter:
         """The whole of it."""
         for value in self.graph.input:
             if value.name in self.floats:
-                value.type.tensor_type.elem_type = self.types[value.name] = _HALF
+                kind = _FULL if value.name in self.kept else _HALF
+                value.type.tensor_type.elem_type = self.types[value.name] = kind
         for name in self.stored:
             if name in self.floats:
                 self.types[name] = _FULL  # narrowed below, where a half reads it
@@ -142,7 +153,7 @@ class _Converter:
             self._convert(node)
         for value in self.graph.output:
             if value.name in self.floats:
-                kind = _FULL if value.name in (LOGITS, EXISTENCE) else _HALF
+                kind = _FULL if value.name in self.kept else _HALF
                 self._deliver(value.name, kind)
                 value.type.tensor_type.elem_type = kind
         del self.graph.node[:]

@@ -17,10 +17,11 @@ from rt_ris.errors import ParityError, PlanError
 from rt_ris.spec import LOGITS, PIXELS, StageSpec, TensorSpec
 from rt_ris_export import ExportRecipe, export_bundle, half, onnx_graph
 from rt_ris_export.parity_record import Deviation, StageParity, TensorParity
-from rt_ris_export.rounding import RoundingRunner
+from rt_ris_export.rounding import Memory, RememberingRunner, RoundingRunner
 from rt_ris_export.steps import precision
 from rt_ris_export.steps.function import complete
 from rt_ris_export.steps.parity import loosest
+from rt_ris_export.workspace import Workspace
 from rt_ris_kernels.ops import KERNELS
 from rt_ris_train import architecture
 
@@ -232,6 +233,54 @@ def test_a_mask_that_half_precision_turns_is_a_miss_and_the_ladder_finds_the_sta
     assert called["text_encoder"] == "fp16"
     assert said["parity"]["remedies"][0] == "fusion: half -> wide"
     assert main(["verify", str(bundle)]) == 0
+
+
+def typed_graphs(tmp_path: Path, traced: Traced) -> precision.TypedGraphs:
+    graphs = precision.TypedGraphs(
+        workspace=Workspace(tmp_path),
+        plain={name: onnx_graph.parse(raw) for name, raw in traced.graphs.items()},
+        traced={stage.id: stage for stage in traced.network.graph().stages},
+    )
+    for name in graphs.plain:
+        graphs.apply(name, "half")
+    return graphs
+
+
+def test_the_ladder_ends_where_all_is_float32(tmp_path: Path, traced: Traced) -> None:
+    graphs = typed_graphs(tmp_path, traced)
+    (given,) = (tensor.name for tensor in graphs.traced["text_encoder"].outputs)
+    for _ in range(3):
+        assert graphs.climb("text_encoder")
+    assert not graphs.climb("text_encoder")
+    for stage, side in (("text_encoder", "outputs"), ("fusion", "inputs")):
+        declared = {it.name: it.dtype for it in getattr(graphs.specs[stage], side)}
+        assert declared.pop(given) == "float32"
+        assert "float32" not in declared.values()
+        onnx_graph.check_interface(onnx_graph.load(graphs.files[stage]), graphs.specs[stage])
+    assert graphs.settled() == {"text_encoder"}
+    while any(graphs.climb(name) for name in graphs.plain):
+        pass
+    assert graphs.settled() == set(graphs.plain)
+    assert graphs.specs == graphs.traced  # what decides gives nothing but the final outputs
+    assert "decoder: full inside -> full and given so" not in graphs.steps
+
+
+def test_a_stage_that_did_not_change_is_not_run_again(traced: Traced) -> None:
+    stage = traced.network.graph().stage("text_encoder")
+    model = half.to_half(onnx_graph.parse(traced.graphs["text_encoder"]))
+    spec = half.half_spec(stage)
+    memory: Memory = {}
+    ids = np.zeros((2, stage.inputs[0].shape[1]), np.int32)
+    given = {"token_ids": ids, "token_mask": np.ones(ids.shape, np.bool_)}
+    first = RememberingRunner(spec, model, memory=memory)
+    made = first.run(given)
+    again = RememberingRunner(spec, model, memory=memory)
+    again._compute = None  # type: ignore[assignment,method-assign] # nothing is computed
+    for name, array in again.run(given).items():
+        np.testing.assert_array_equal(array, made[name])
+    assert again.ranges == first.ranges
+    with pytest.raises(TypeError):
+        again.run({**given, "token_ids": ids + 1})
 
 
 def test_a_wrong_mask_is_put_down_to_a_stage_that_can_still_be_remedied() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ from rt_ris_export.parity_record import (
     worst,
 )
 from rt_ris_export.recipe import ExportRecipe
-from rt_ris_export.rounding import RANGES, Range, RoundingRunner
+from rt_ris_export.rounding import RANGES, Range, RememberingRunner, RoundingRunner
 from rt_ris_export.step import Context, Step
 from rt_ris_export.steps.precision import TYPED
 from rt_ris_export.third_party import check_conventions
@@ -429,6 +430,7 @@ def _run(context: Context) -> None:
             say=context.say,
         )
         plain = first.record.stages
+    rounding = partial(RememberingRunner, memory={})
     while True:
         try:
             measured = measure(
@@ -437,7 +439,7 @@ def _run(context: Context) -> None:
                 observed=observed,
                 limits=recipe.limits(),
                 specs=graphs.specs,
-                opened=RoundingRunner if recipe.precision == "fp16" else None,
+                opened=rounding if recipe.precision == "fp16" else None,
                 settled=graphs.settled(),
                 seeded=loaded.seeded,
                 say=context.say,

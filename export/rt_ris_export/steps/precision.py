@@ -13,13 +13,26 @@ from rt_ris.errors import PlanError
 from rt_ris.spec import StageSpec
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS, NETWORK
-from rt_ris_export.half import WIDE, HalfShare, half_share, half_spec, to_half
+from rt_ris_export.half import KEPT, WIDE, HalfShare, half_share, half_spec, to_half
 from rt_ris_export.step import Context, Kind, Step
 from rt_ris_export.workspace import Workspace
 
-Policy = Literal["full", "half", "wide", "full inside"]
-LADDER: Final[Mapping[Policy, Policy]] = {"half": "wide", "wide": "full inside"}
-"""What is tried next where a stage misses: norms and softmaxes in float32, then all of it."""
+Policy = Literal["full", "half", "wide", "full inside", "full and given so"]
+LADDER: Final[Mapping[Policy, Policy]] = {
+    "half": "wide",
+    "wide": "full inside",
+    "full inside": "full and given so",
+}
+"""What is tried next where a stage misses: norms and softmaxes in float32, then all of it, then
+what it gives to later stages, too."""
+
+INNER: Final[Mapping[Policy, frozenset[str] | None]] = {
+    "half": frozenset(),
+    "wide": WIDE,
+    "full inside": None,
+    "full and given so": None,
+}
+"""Operators that a policy computes in float32; None for all."""
 
 LEAST_HALF: Final = 0.9
 """The share of weights and of multiply-adds below which a graph is not called fp16."""
@@ -31,20 +44,24 @@ class TypedGraphs:
 
     Attributes:
         plain: float32 graphs by stage id, as traced.
+        traced: their declarations.
         specs: of the stages as they are in ``files``.
         files: the graphs that will ship.
         shares: how much of each is in half precision.
         operators: custom operators of each and their channels.
+        kept: tensors between stages that stay float32.
         policies: what was applied to each.
         steps: what a ladder has done so far, for the record.
     """
 
     workspace: Workspace
     plain: Mapping[str, ModelProto]
-    specs: dict[str, StageSpec]
+    traced: Mapping[str, StageSpec]
+    specs: dict[str, StageSpec] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     shares: dict[str, HalfShare] = field(default_factory=dict)
     operators: dict[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=lambda: set(KEPT))
     policies: dict[str, Policy] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
 
@@ -52,9 +69,10 @@ class TypedGraphs:
         """Write a stage's graph by a policy."""
         self.policies[stage] = policy
         model = self.plain[stage]
+        self.specs[stage] = self.traced[stage]
         if policy != "full":
-            operators = {"half": frozenset[str](), "wide": WIDE, "full inside": None}[policy]
-            model = to_half(model, also_full=operators)
+            self.specs[stage] = half_spec(self.traced[stage], kept=self.kept)
+            model = to_half(model, also_full=INNER[policy], kept=self.kept)
             onnx_graph.check(model)
             onnx_graph.check_interface(model, self.specs[stage])
         self.shares[stage] = half_share(model)
@@ -63,16 +81,32 @@ class TypedGraphs:
 
     def climb(self, stage: str) -> bool:
         """Take the next step of the ladder for a stage; false at its end."""
-        if self.policies[stage] not in LADDER:
+        if stage in self.settled():
             return False
         before = self.policies[stage]
-        self.apply(stage, LADDER[before])
-        self.steps.append(f"{stage}: {before} -> {self.policies[stage]}")
+        now = LADDER[before]
+        if now == "full and given so":
+            given = {tensor.name for tensor in self.traced[stage].outputs}
+            self.kept |= given
+            for reader, spec in self.traced.items():
+                if given.intersection(tensor.name for tensor in spec.inputs):
+                    self.apply(reader, self.policies[reader])
+        self.apply(stage, now)
+        self.steps.append(f"{stage}: {before} -> {now}")
         return True
 
     def settled(self) -> frozenset[str]:
         """Ids of the stages at the end of the ladder."""
-        return frozenset(name for name, policy in self.policies.items() if policy not in LADDER)
+        last = {
+            name
+            for name, spec in self.traced.items()
+            if self.kept.issuperset(tensor.name for tensor in spec.outputs)
+        }
+        return frozenset(
+            name
+            for name, policy in self.policies.items()
+            if policy not in LADDER or (policy == "full inside" and name in last)
+        )
 
     def precision(self, stage: str) -> Literal["fp32", "fp16", "mixed"]:
         """What a stage may be called."""
@@ -115,7 +149,7 @@ def _run(context: Context) -> None:
     typed = TypedGraphs(
         workspace=Workspace(folder),
         plain={name: onnx_graph.load(path) for name, path in graphs.items()},
-        specs={name: half_spec(spec) if half else spec for name, spec in specs.items()},
+        traced=specs,
     )
     for name in graphs:
         context.say(f"typing {name} in {context.recipe.precision}")
