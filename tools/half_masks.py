@@ -1,4 +1,4 @@
-"""maris-lite's masks in PyTorch, in float32 and in half precision: ``bench/results/half-masks.json``.
+"""Masks of maris-lite in PyTorch, float32 and half precision: ``bench/results/half-masks.json``.
 
 All sentences of the composite test split, three times: the checkpoint in PyTorch, the float32
 bundle in ONNX Runtime, and the half-precision bundle in the executor that rounds at every node,
