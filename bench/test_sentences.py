@@ -5,8 +5,8 @@
 
 Ratios, not seconds: the first call prepares and encodes a picture and one sentence, a further one
 takes the stored picture. Rounds are interleaved and the median of the rounds' ratios counts.
-The targets are for ONNX Runtime: no GPU was ever measured, so on engines the ratios are written down
-(``--benchmark-json``) and only that the picture is encoded once is required.
+The targets are for ONNX Runtime: no engine was ever measured, so on engines the ratios are written
+down (``--benchmark-json``), and required is only that the picture is encoded once.
 """
 
 from __future__ import annotations
