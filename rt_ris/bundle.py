@@ -217,7 +217,7 @@ def put_in_place(folder: Path, target: Path) -> None:
         target.rename(old)
     try:
         folder.rename(target)
-    except OSError:
+    except BaseException:  # an interrupt as well
         if old.exists():
             old.rename(target)
         raise

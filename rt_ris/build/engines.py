@@ -21,7 +21,13 @@ from rt_ris.build.record import LOCAL, EngineRecord, engine_name, is_own, this_p
 from rt_ris.build.request import BUCKETS, Job, Request, Target
 from rt_ris.build.trust import check_folder
 from rt_ris.bundle import Bundle, partial_folder, put_in_place, storage_error
-from rt_ris.errors import BuildError, OutputError, RtRisError, TargetMismatchError
+from rt_ris.errors import (
+    BuildError,
+    OutputError,
+    RtRisError,
+    StorageError,
+    TargetMismatchError,
+)
 from rt_ris.manifest import StageArtefact
 from rt_ris.records import to_json
 
@@ -57,14 +63,14 @@ def build_engines(
     Raises:
         MissingExtraError: the builder or cuda-bindings is not installed.
         TargetMismatchError: no compute capability is named and there is no GPU.
-        OutputError: the folder exists.
+        OutputError: the folder exists, or is inside the bundle.
         BuildError: a graph was refused, or the building process died.
         StorageError: writing failed, such as on a full disk.
         IntegrityError: a graph is not the one that was sealed.
     """
     check_installed(target)
     _check_capabilities(target, sms)
-    _check_out(out, overwrite=overwrite)
+    _check_out(out, bundle.path, overwrite=overwrite)
     gpu = None if sms else _gpu(target)
     order = _Order(bundle=bundle, target=target, sms=tuple(sms), gpu=gpu)
     try:
@@ -98,7 +104,7 @@ def build_graph(
     """
     check_installed(target)
     _check_capabilities(target, () if sm is None else (sm,))
-    job = Job(graph=str(graph), engine=str(engine), sm=sm)
+    job = Job(stage=graph.stem, graph=str(graph), engine=str(engine), sm=sm)
     request = Request(target=target, plugin=plugin, workspace_mib=None, timings=None, jobs=(job,))
     (made,) = built(request, lambda _: None)
     return made
@@ -153,11 +159,10 @@ def _build(
     records = dict(kept)
     todo = [one for one in order.wanted() if one.name not in kept]
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = order.bundle.manifest
-        for name in {name for one in todo for name in manifest.graph_files(one.stage)}:
-            (Path(scratch) / name).write_bytes(order.bundle.read(name))
+        _copy_graphs(order.bundle, [one.stage for one in todo], Path(scratch))
         jobs = tuple(
             Job(
+                stage=one.stage.spec.id,
                 graph=str(Path(scratch) / one.stage.file),
                 engine=str(folder / one.name),
                 sm=one.sm if order.target == "tensorrt-rtx" else None,
@@ -171,6 +176,17 @@ def _build(
             (folder / f"{one.name}.json").write_bytes(to_json(record))
             records[one.name] = record
     return tuple(records[one.name] for one in order.wanted())
+
+
+def _copy_graphs(bundle: Bundle, stages: Sequence[StageArtefact], scratch: Path) -> None:
+    """Copy checked graphs to where nobody else changes them before the builder reads them."""
+    names = {name for stage in stages for name in bundle.manifest.graph_files(stage)}
+    try:
+        for name in names:
+            (scratch / name).write_bytes(bundle.read(name))
+    except OSError as error:
+        told = storage_error(scratch, error, what="copy of the graphs")
+        raise StorageError(f"{told} TMPDIR names another place for it.", path=told.path) from error
 
 
 def _record(
@@ -259,8 +275,13 @@ def _timings(gpu: Gpu, say: Callable[[str], None]) -> str | None:
         return None
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
+def _check_out(out: Path, bundle: Path, *, overwrite: bool) -> None:
     """Refuse a folder that is there, and in any case one that holds more than engines."""
+    if bundle.resolve() in (out.resolve(), *out.resolve().parents):
+        raise OutputError(
+            f"'{out}' is inside the bundle '{bundle}', whose files are sealed: with one more it "
+            "would be refused. Choose a folder beside it (--out)."
+        )
     if not os.path.lexists(out):
         return
     if not overwrite:

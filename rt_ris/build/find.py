@@ -39,12 +39,19 @@ def find_engines(folder: Path, bundle: Bundle, here: Here) -> Mapping[str, Engin
             none for this GPU; the message holds the command that builds it.
     """
     check_folder(folder)
-    found = {}
-    for stage in bundle.manifest.stages:
-        record = _record(folder, bundle, here, stage)
-        _check(record, folder, bundle, here, stage)
-        found[stage.spec.id] = record
-    return found
+    stages = bundle.manifest.stages
+    return {stage.spec.id: find_engine(folder, bundle, here, stage) for stage in stages}
+
+
+def find_engine(folder: Path, bundle: Bundle, here: Here, stage: StageArtefact) -> EngineRecord:
+    """The record of one stage's engine for what is here, in a folder that was checked.
+
+    Raises:
+        IntegrityError, TargetMismatchError: as ``find_engines`` does.
+    """
+    record = _record(folder, bundle, here, stage)
+    _check(record, folder, bundle, here, stage)
+    return record
 
 
 def read_engine(folder: Path, record: EngineRecord) -> bytes:

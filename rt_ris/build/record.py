@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -111,6 +112,8 @@ class Here:
 
 def default_folder(bundle: Path) -> Path:
     """Where the engines of a bundle are unless one says otherwise: beside it."""
+    if bundle.name in ("", ".."):  # such as ``.``, for who stands in the bundle
+        bundle = Path(os.path.abspath(bundle))
     return bundle.with_name(f"{bundle.name}.engines")
 
 

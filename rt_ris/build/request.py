@@ -22,11 +22,13 @@ class Job:
     """One engine.
 
     Attributes:
+        stage: what it computes, for messages.
         graph: path of the ONNX file.
         engine: path of the file to write.
         sm: compute capability to build for, such as 86; None for the GPU that is there.
     """
 
+    stage: str
     graph: str
     engine: str
     sm: int | None

@@ -78,7 +78,12 @@ def gate_of_build(
             found = replay(bundle, predictor, counts=COUNTS)
         miss = missed(found)
         if miss is not None:
-            raise miss
+            raise ParityError(
+                f"{miss} The engines are not kept. A build with --no-plugin, or of the bundle in "
+                "the other precision (rt-ris export --precision), may pass.",
+                stage=miss.stage,
+                error=miss.error,
+            )
         write_passed(bundle, target, folder, found)
 
     return accept

@@ -21,6 +21,7 @@ from typing import Any, Final
 import rt_ris
 from rt_ris.bundle import Bundle
 from rt_ris.cli.doctor import PACKAGES, look
+from rt_ris.cli.engines import look_at_engines
 from rt_ris.cli.files import write_whole
 from rt_ris.cli.probe import version
 from rt_ris.errors import OutputError
@@ -43,6 +44,7 @@ class Evidence:
     Attributes:
         bundle: None where it could not be opened.
         backend: that was asked for, or that ``auto`` stood for.
+        engines: their folder; None where the bundle's graphs are run.
         replay: the comparisons, as ``--json`` prints them; None where there were none.
         timings: of each stage that ran.
         error: what ended it; None where the gate passed.
@@ -50,6 +52,7 @@ class Evidence:
 
     bundle: Bundle | None = None
     backend: str = ""
+    engines: Path | None = None
     replay: Mapping[str, Any] | None = None
     timings: Mapping[str, Timing] = field(default_factory=dict)
     error: Exception | None = None
@@ -90,7 +93,10 @@ def write_report(path: Path, evidence: Evidence, *, asked: Path) -> None:
 
 def _document(evidence: Evidence, anonymous: Anonymous) -> dict[str, Any]:
     bundle, error = evidence.bundle, evidence.error
-    doctor = [] if bundle is None else [to_data(row) for row in look(bundle)]
+    rows = () if bundle is None else look(bundle)
+    if bundle is not None and evidence.engines is not None:
+        rows = (*rows, *look_at_engines(bundle, evidence.engines))
+    doctor = [to_data(row) for row in rows]
     return {
         "report_version": REPORT_VERSION,
         "made": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),

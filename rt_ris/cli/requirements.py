@@ -177,8 +177,8 @@ def _gpu(_: Manifest, machine: Machine) -> Row:
         (gpu is None, "absent", f"no engine runs here; {elsewhere}"),
         (gpu is not None and gpu.sm < LEAST_SM, "fails", "no engine of rt-ris is built for it"),
         (True, "ok", "the rows below are about the first one"),
-        expected=f"compute capability {_dotted(LEAST_SM)} or later",
-        found="; ".join(f"{one.name} ({_dotted(one.sm)})" for one in machine.gpus) or "none",
+        expected=f"compute capability {dotted(LEAST_SM)} or later",
+        found="; ".join(f"{one.name} ({dotted(one.sm)})" for one in machine.gpus) or "none",
     )
 
 
@@ -201,7 +201,7 @@ def _tensorrt(manifest: Manifest, machine: Machine) -> Row:
 
 def _tensorrt_rtx(manifest: Manifest, machine: Machine) -> Row:
     engine, gpu = _engine(machine, "tensorrt_rtx"), _first(machine)
-    sms = ", ".join(map(_dotted, RTX_SMS))
+    sms = ", ".join(map(dotted, RTX_SMS))
     refused = gpu is not None and gpu.sm not in RTX_SMS
     known = list(_rtx_refusals(manifest, None if gpu is None else gpu.sm))
     old = machine.cuda is not None and machine.cuda < CUDA_13
@@ -217,7 +217,7 @@ def _tensorrt_rtx(manifest: Manifest, machine: Machine) -> Row:
         (gpu is None, "ok", "; ".join(["--target tensorrt-rtx --sm SM can build here", *known])),
         (True, "ok", "nothing is known that stops --target tensorrt-rtx here"),
         expected=f"compute capability {sms}",
-        found=f"{_version(engine)}; {'no GPU' if gpu is None else _dotted(gpu.sm)}",
+        found=f"{_version(engine)}; {'no GPU' if gpu is None else dotted(gpu.sm)}",
     )
 
 
@@ -228,10 +228,10 @@ def _rtx_refusals(manifest: Manifest, sm: int | None) -> Iterator[str]:
         for known in RTX_REFUSALS:
             listed = (known.architecture, known.variant, known.stage, known.precision)
             if listed == names and sm in (None, known.sm):
-                yield f"'{stage.spec.id}' is refused for {_dotted(known.sm)}: {known.why}"
+                yield f"'{stage.spec.id}' is refused for {dotted(known.sm)}: {known.why}"
         if stage.operators and stage.target.precision == "fp32" and sm in (None, LEAST_SM):
             yield (
-                f"'{stage.spec.id}' is refused for {_dotted(LEAST_SM)}: our operator in float32 "
+                f"'{stage.spec.id}' is refused for {dotted(LEAST_SM)}: our operator in float32 "
                 "has no kernel there, and TensorRT-RTX 1.7.1 no float32 products; export it in fp16"
             )
 
@@ -269,7 +269,7 @@ def _kernel_faults(operators: Mapping[str, tuple[int, ...]], machine: Machine) -
     if gpu is None:
         return
     if gpu.sm < kernels.least_sm:
-        yield f"the kernels begin at compute capability {_dotted(kernels.least_sm)}"
+        yield f"the kernels begin at compute capability {dotted(kernels.least_sm)}"
     if machine.cuda is not None and machine.cuda < CUDA_13:
         jetpack = " (JetPack 6)" if machine.l4t == 36 else ""
         yield (
@@ -421,7 +421,8 @@ def _cuda(version: int | None) -> str:
     return "none" if version is None else f"CUDA {version // 1000}.{version % 1000 // 10}"
 
 
-def _dotted(sm: int) -> str:
+def dotted(sm: int) -> str:
+    """A compute capability as NVIDIA writes it: 89 is 8.9."""
     return f"{sm // 10}.{sm % 10}"
 
 

@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if miss is not None:
         raise miss
     if _on_engines(args):
-        folder = args.engines or default_folder(bundle.path)
-        record = write_passed(bundle, args.backend, folder, found)
+        record = write_passed(bundle, args.backend, _folder(args, bundle), found)
         if not args.json:
             print(f"verified on this GPU: {shown(record)}")
     return 0
@@ -73,6 +72,8 @@ def _replayed(args: argparse.Namespace, evidence: Evidence) -> tuple[Bundle, Rep
     evidence.bundle = bundle = Bundle.open(args.bundle)
     if args.backend == "auto":
         evidence.backend = choose(bundle.manifest)
+    if _on_engines(args):
+        evidence.engines = _folder(args, bundle)
     with load(args, allow_unverified=True) as predictor:
         try:
             found = replay(bundle, predictor, counts=COUNTS if _on_engines(args) else ())
@@ -84,6 +85,12 @@ def _replayed(args: argparse.Namespace, evidence: Evidence) -> tuple[Bundle, Rep
 
 def _on_engines(args: argparse.Namespace) -> bool:
     return args.backend in BACKENDS and BACKENDS[args.backend].format == "engine"
+
+
+def _folder(args: argparse.Namespace, bundle: Bundle) -> Path:
+    """Where the engines are."""
+    folder: Path | None = args.engines
+    return folder or default_folder(bundle.path)
 
 
 def _report(args: argparse.Namespace, evidence: Evidence) -> None:

@@ -103,7 +103,7 @@ def everything(world: Any, engines: Path, tiny: Path) -> None:
     """Every way through the builder and the adapter that asks TensorRT for something."""
     made = tiny.with_name("made")
     rtx = world.target == "tensorrt-rtx"
-    job = Job(graph=str(tiny / "text.onnx"), engine=str(made), sm=89 if rtx else None)
+    job = Job(stage="text", graph=str(tiny / "text.onnx"), engine=str(made), sm=89 if rtx else None)
     request = Request(
         target=world.target,
         plugin=True,

@@ -31,7 +31,9 @@ def requested(
     tiny: Path, target: Any, *, sm: int | None = None, timings: Path | None = None, **options: Any
 ) -> Path:
     """A request for the text stage's engine."""
-    job = Job(graph=str(tiny / "text.onnx"), engine=str(tiny.with_name("made")), sm=sm)
+    job = Job(
+        stage="text", graph=str(tiny / "text.onnx"), engine=str(tiny.with_name("made")), sm=sm
+    )
     given = {"plugin": False, "workspace_mib": None, **options}
     request = Request(
         target=target, timings=None if timings is None else str(timings), jobs=(job,), **given
@@ -260,10 +262,41 @@ def test_an_interrupt_leaves_the_timings_and_nothing_else(
     assert main(world.words("build", tiny)) == 130
     assert time.monotonic() - started < 15
     thread.join()
+    said = capsys.readouterr().err
+    assert said.endswith("rt-ris: interrupted\n")
+    assert ("what the builder has timed is kept" in said) is (world.target == "tensorrt")
     assert not list(tmp_path.glob(".*partial"))
     assert not tiny.with_name("tiny.engines").exists()
     kept = [path.read_bytes() for path in tmp_path.rglob("*.timing")]
     assert kept == ([b"timed;"] if world.target == "tensorrt" else [])
+
+
+@pytest.mark.parametrize("fault", ["parse", "build"])
+def test_a_stage_that_is_refused_is_named_with_the_builders_words(
+    world: Any, tiny: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("RT_RIS_FAKE_FAULT", fault)
+    before = sorted(tiny.parent.iterdir())
+    assert main(world.words("build", tiny)) == 6
+    words = {"parse": "Resize 'node_7': no importer", "build": "no implementation"}[fault]
+    name = f"image.fp32.{world.target}-local.engine"
+    said = f"rt-ris: error: The builder refused stage 'image' ({name}): {words}. No engine was"
+    assert said in capsys.readouterr().err
+    after = [path for path in tiny.parent.iterdir() if path.name != "cache"]
+    assert sorted(after) == before
+
+
+def test_an_interrupted_gate_leaves_nothing(
+    world: Any, engines: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rt_ris.cli.gate.replay", interrupt)
+    before = {path: path.read_bytes() for path in engines.iterdir()}
+    assert main(world.words("build", tiny, "--overwrite")) == 130
+    assert {path: path.read_bytes() for path in engines.iterdir()} == before
+    assert not [path for path in tiny.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_no_place_for_timings_is_no_reason_to_stop(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
+import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +18,17 @@ import pytest
 
 from rt_ris.build import engines
 from rt_ris.build.engines import build_engines
+from rt_ris.build.process import built
+from rt_ris.build.request import Job, Request
 from rt_ris.bundle import Bundle
 from rt_ris.cli import main
-from rt_ris.errors import BuildError, IntegrityError, MissingExtraError, OutputError
+from rt_ris.errors import (
+    BuildError,
+    IntegrityError,
+    MissingExtraError,
+    OutputError,
+    StorageError,
+)
 
 PYTHON = sys.executable
 Child = Callable[[str], None]
@@ -65,7 +77,8 @@ def test_every_stage_is_built_for_every_gpu_and_recorded(
     assert main(words) == 0
     said = capsys.readouterr()
     assert "6 engines, UNVERIFIED: `rt-ris verify --engines`" in said.out.splitlines()[-1]
-    assert "[2/6] building image.fp32.tensorrt-rtx-sm86.engine, about 5 s left" in said.err
+    second = r"\[2/6\] building image\.fp32\S+-sm86\.engine, \d+ s so far, about 5 s left\n"
+    assert re.search(second, said.err)
     folder = tmp_path / "tiny.bundle.engines"
     assert sorted(path.name for path in folder.glob("*.engine")) == [
         f"{stage}.fp32.tensorrt-rtx-sm{sm}.engine"
@@ -89,10 +102,16 @@ def test_every_stage_is_built_for_every_gpu_and_recorded(
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        ("os.kill(os.getpid(), signal.SIGABRT)", "died of SIGABRT"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "memory was exhausted"),
+        ("os.kill(os.getpid(), signal.SIGABRT)", "built stage 'image' .* died of SIGABRT"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "memory was exhausted.* Close what else uses memory, then try again",
+        ),
         ("sys.exit('no libcuda')", "ended with code 1.*no libcuda"),
-        ("print(json.dumps({'failed': {'errors': ['Resize: why']}}))", "refused .*: Resize: why"),
+        (
+            "print(json.dumps({'failed': {'errors': ['Resize: why']}}))",
+            r"refused stage 'image' \(image.fp32.tensorrt-rtx-sm86.engine\): Resize: why",
+        ),
         (BUILDS.replace("for job in", "for job in [] and"), "ended with code 0"),
     ],
     ids=["abort", "killed", "exit", "refused", "silence"],
@@ -106,6 +125,74 @@ def test_a_failure_is_named_and_leaves_nothing(
         build_engines(bundle, tmp_path / "out", target="tensorrt-rtx", sms=(86,))
     assert caught.value.exit_code == 6
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_left_is_told_by_the_size_of_the_graphs(
+    bundle: Bundle, child: Child, tmp_path: Path
+) -> None:
+    """The second graph has ten times the bytes of the first, half of them in a file of its own."""
+    child(BUILDS.replace("1.0", "60.0"))
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(bytes(100))
+    large = tmp_path / "large.onnx"
+    large.write_bytes(bytes(500))
+    large.with_name("large.onnx.data").write_bytes(bytes(500))
+    jobs = tuple(
+        Job(stage=path.stem, graph=str(path), engine=str(tmp_path / path.stem), sm=86)
+        for path in (graph, large, graph)
+    )
+    said: list[str] = []
+    request = Request(
+        target="tensorrt-rtx", plugin=False, workspace_mib=None, timings=None, jobs=jobs
+    )
+    assert len(list(built(request, said.append))) == 3
+    assert said[0] == "[1/3] building graph"
+    assert re.fullmatch(r"\[2/3\] building large, \d+ s so far, about 11 min left", said[1])
+    assert re.fullmatch(r"\[3/3\] building graph, \d+ s so far, about 11 s left", said[2])
+
+
+def test_a_full_disk_for_copies_of_the_graphs_is_named(
+    bundle: Bundle, child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child(BUILDS)
+    write = Path.write_bytes
+
+    def full(self: Path, raw: bytes) -> int:
+        if self.suffix == ".onnx":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, raw)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(StorageError, match=rf"graphs {tmp_path}/\w+ .* is full.*TMPDIR") as told:
+        build_engines(bundle, tmp_path / "out", target="tensorrt-rtx", sms=(86,))
+    assert told.value.exit_code == 6
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("where", [".", "engines", "a/b"])
+def test_no_engine_is_put_into_a_bundle(
+    bundle: Bundle, child: Child, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child(BUILDS)
+    before = sorted(bundle.path.rglob("*"))
+    out = str(bundle.path / where)
+    words = ["build", str(bundle.path), "--target", "tensorrt-rtx", "--sm", "86", "--out", out]
+    assert main([*words, "--overwrite"]) == 2
+    assert "is inside the bundle" in capsys.readouterr().err
+    assert sorted(bundle.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".", "../tiny.bundle", "../tiny.bundle/../tiny.bundle/."])
+def test_who_stands_in_a_bundle_gets_its_engines_beside_it(
+    bundle: Bundle, child: Child, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child(BUILDS)
+    monkeypatch.chdir(bundle.path)
+    assert main(["build", name, "--target", "tensorrt-rtx", "--sm", "86"]) == 0
+    assert len(list((tmp_path / "tiny.bundle.engines").glob("*.engine"))) == 3
+    bundle.verify()
 
 
 def test_stopping_leaves_nothing_and_ends_the_child(
