@@ -11,6 +11,7 @@ from rt_ris.build.record import EngineRecord, default_folder
 from rt_ris.bundle import Bundle
 from rt_ris.cli.gate import gate_of_build
 from rt_ris.cli.options import add_json, positive, print_json, shown
+from rt_ris.cli.stopping import stoppable
 from rt_ris.records import to_data
 
 
@@ -47,17 +48,18 @@ def run(args: argparse.Namespace) -> int:
     """Build, run the gate where the GPU is here, and say what was not verified."""
     bundle = Bundle.open(args.bundle)
     out = args.out or default_folder(args.bundle)
-    records = build_engines(
-        bundle,
-        out,
-        target=args.target,
-        sms=args.sm,
-        plugin=not args.no_plugin,
-        workspace_mib=args.workspace,
-        overwrite=args.overwrite,
-        accept=_nothing if args.sm else gate_of_build(bundle, args.target, _say),
-        say=_say,
-    )
+    with stoppable():
+        records = build_engines(
+            bundle,
+            out,
+            target=args.target,
+            sms=args.sm,
+            plugin=not args.no_plugin,
+            workspace_mib=args.workspace,
+            overwrite=args.overwrite,
+            accept=_nothing if args.sm else gate_of_build(bundle, args.target, _say),
+            say=_say,
+        )
     if args.json:
         found = {"engines": shown(out), "verified": not args.sm}
         print_json({**found, "built": [to_data(record) for record in records]})

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rt_ris.bundle import Bundle
 from rt_ris.cli.options import add_json, add_weights, print_json, shown
+from rt_ris.cli.stopping import stoppable
 
 if TYPE_CHECKING:
     from rt_ris_export.parity_record import ParityRecord
@@ -78,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         gate_split=args.gate_split,
         overwrite=args.overwrite,
     )
-    with _stoppable():
+    with stoppable():
         path = export_bundle(recipe, progress=_progress)
     seconds = round(time.perf_counter() - began, 1)
     record = read_record(path)
@@ -88,23 +86,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([*_precision_lines(precision), _table(path, record, seconds=seconds)]))
     return 0
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let `kill` stop an export as Ctrl-C does, so that it cleans up behind itself."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _progress(news: Progress) -> None:

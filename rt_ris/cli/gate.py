@@ -79,8 +79,8 @@ def gate_of_build(
         miss = missed(found)
         if miss is not None:
             raise ParityError(
-                f"{miss} The engines are not kept. A build with --no-plugin, or of the bundle in "
-                "the other precision (rt-ris export --precision), may pass.",
+                f"{miss} The engines are not kept. A build with --no-plugin, unless this was one, "
+                "or of the bundle in float32 (rt-ris export --precision fp32) may pass.",
                 stage=miss.stage,
                 error=miss.error,
             )

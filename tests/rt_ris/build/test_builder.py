@@ -245,8 +245,14 @@ def test_without_a_gpu_a_capability_must_be_named(world: Any, tiny: Path) -> Non
     assert ("--sm 89" in str(caught.value)) is (world.target == "tensorrt-rtx")
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_the_timings_and_nothing_else(
-    world: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    world: Any,
+    tiny: Path,
+    tmp_path: Path,
+    how: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     begun = tmp_path / "begun"
     monkeypatch.setenv("RT_RIS_FAKE_SLOW", str(begun))
@@ -254,7 +260,7 @@ def test_an_interrupt_leaves_the_timings_and_nothing_else(
     def interrupt() -> None:
         while not begun.exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), how)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
