@@ -59,7 +59,7 @@ def rows(arch: str, variant: str, sms: Sequence[int]) -> list[dict[str, object]]
                     facts = build_graph(
                         graph, Path(folder) / "engine", target="tensorrt-rtx", sm=sm
                     )
-                    kept = ("seconds", "bytes", "layers", "fused_attentions", "version")
+                    kept = ("seconds", "peak_mib", "bytes", "layers", "fused_attentions", "version")
                     row |= {name: facts[name] for name in kept}
                 except BuildError as error:
                     row["refused"] = str(error)
@@ -69,15 +69,17 @@ def rows(arch: str, variant: str, sms: Sequence[int]) -> list[dict[str, object]]
 
 
 def main() -> None:
-    """Build what is not in the result yet."""
+    """Build what is not in the result yet, or is there without its memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sm", default="75,80,86,89,120")
     sms = [int(part) for part in parser.parse_args().sm.split(",")]
     done = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
     for arch, variant in SIZES:
         name = f"{arch} {variant}"
-        if name not in done:
-            done[name] = rows(arch, variant, sms)
+        kept = [row for row in done.get(name, []) if "peak_mib" in row or row["sm"] not in sms]
+        todo = sorted(set(sms) - {row["sm"] for row in kept})
+        if todo:
+            done[name] = kept + rows(arch, variant, todo)
             RESULT.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 

@@ -116,9 +116,94 @@ def _kernel_row(row: dict[str, Any]) -> str:
     return f"| {name} | {row['floor_us']:.1f} | {' | '.join(f'{each:.1f}' for each in times)} |"
 
 
+def half_masks(result: dict[str, Any]) -> str:
+    """What half precision does to the masks of a trained network."""
+    masks, off = result["masks"], result["differences_in_oIoU"]
+    names = {"pytorch": "PyTorch", "fp32": "float32 bundle", "fp16": "half-precision bundle"}
+    rows = [
+        f"| {name} | {found['sentences']} | {found['oIoU']:.3f} | {found['mIoU']:.3f} "
+        f"| {off.get(key, 0.0):.3f} |"
+        for key, name in names.items()
+        for found in (masks[key],)
+    ]
+    return "\n".join(
+        ["", "| | sentences | oIoU | mIoU | off by |", "|---|---|---|---|---|", *rows, "", ""]
+    )
+
+
+def gates(result: dict[str, Any]) -> str:
+    """What the gate of each published size found."""
+    return "\n".join(line for name, found in result.items() for line in _gate(name, found["tries"]))
+
+
+def _gate(name: str, tries: list[dict[str, Any]]) -> list[str]:
+    lines = ["", f"## {name}", ""]
+    for one in tries:
+        spent = f"{one['seconds'] / 60:.0f} min, {one['peak_mib'] / 1024:.1f} GiB"
+        lines.append(f"`{one['command']}`: {spent}. {_outcome(one)}")
+        lines.append("")
+    last = tries[-1]
+    if "stages" in last:
+        lines += [
+            "| stage | half of multiply-adds | float32 alone | chained | half alone | chained "
+            "| largest | infinite in products, NaN |",
+            "|---|---|---|---|---|---|---|---|",
+            *map(_gate_row, last["stages"]),
+            "",
+        ]
+    return lines
+
+
+def _outcome(one: dict[str, Any]) -> str:
+    if one["exit"]:
+        return "Exit {}: {}".format(one["exit"], one["said"][-1].removeprefix("rt-ris: error: "))
+    remedies = f" Remedies: {'; '.join(one['remedies'])}." if one["remedies"] else ""
+    return f"Passed: {one['masks']} masks, smallest IoU {one['mask_iou']:.4f}.{remedies}"
+
+
+def _gate_row(stage: dict[str, Any]) -> str:
+    full, half = stage["fp32"], stage["fp16"]
+    errors = " | ".join(
+        f"{value:.1e}" for value in (full["alone"], full["chained"], half["alone"], half["chained"])
+    )
+    share = f"{stage['precision']}, {stage['half_multiply_adds']:.0%}"
+    ended = f"{stage['infinite_in_products']}, {stage['nan']}"
+    return f"| {stage['stage']} | {share} | {errors} | {stage['largest']:.3g} | {ended} |"
+
+
+def engines(result: dict[str, list[dict[str, Any]]]) -> str:
+    """What TensorRT-RTX needs to build each stage, and what it makes of attentions."""
+    lines = [
+        "",
+        "| network | stage | capabilities | s to build | builder's GiB | MiB | fused attentions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, built in result.items():
+        for stage in dict.fromkeys(row["stage"] for row in built):
+            rows = sorted(
+                (row for row in built if row["stage"] == stage), key=lambda row: row["sm"]
+            )
+            lines.append(
+                f"| {name} | {stage} | {', '.join(str(row['sm']) for row in rows)} "
+                f"| {_range([row['seconds'] for row in rows])} "
+                f"| {_range([row['peak_mib'] / 1024 for row in rows if 'peak_mib' in row])} "
+                f"| {_range([row['bytes'] / 2**20 for row in rows])} "
+                f"| {', '.join(sorted({str(row['fused_attentions']) for row in rows}))} |"
+            )
+    return "\n".join([*lines, "", ""])
+
+
+def _range(values: list[float]) -> str:
+    shown = [f"{value:.1f}" for value in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(shown))
+
+
 PARTS: tuple[tuple[Path, str, Callable[[dict[str, Any]], str]], ...] = (
     (ROOT / "README.md", "maris-lite.json", maris_lite),
     (ROOT / "kernels" / "README.md", "kernels-h200.json", kernels),
+    (ROOT / "export" / "README.md", "half-masks.json", half_masks),
+    (ROOT / "docs" / "gates.md", "gates.json", gates),
+    (ROOT / "docs" / "engines.md", "engines.json", engines),
 )
 
 
