@@ -184,7 +184,7 @@ def engines(result: dict[str, list[dict[str, Any]]]) -> str:
                 (row for row in built if row["stage"] == stage), key=lambda row: row["sm"]
             )
             lines.append(
-                f"| {name} | {stage} | {', '.join(str(row['sm']) for row in rows)} "
+                f"| {name} | {stage} | {', '.join(map(str, sorted(row['sm'] for row in rows)))} "
                 f"| {_range([row['seconds'] for row in rows])} "
                 f"| {_range([row['peak_mib'] / 1024 for row in rows if 'peak_mib' in row])} "
                 f"| {_range([row['bytes'] / 2**20 for row in rows])} "
