@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -274,3 +275,11 @@ def test_tensorrt_rtx_builds_the_tiny_bundle(bundle: Bundle, tmp_path: Path) -> 
         assert len(content) == record.bytes > 1000
         assert b"\x7fELF" not in content
         assert record.layers > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where Linux counts the starter's memory")
+def test_a_builders_memory_is_not_its_starters() -> None:
+    held = b"x" * (400 << 20)
+    command = [sys.executable, "-c", "from rt_ris.build import child; print(child.peak_mib())"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 5 < int(said) < len(held) >> 20
