@@ -134,14 +134,14 @@ def main() -> None:
     done = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
     for arch, variant in SIZES:
         name = f"{arch} {variant}"
-        if name in done:
-            continue
-        tries = [exported(arch, variant, remedy="none")]
-        if tries[0]["exit"] == 1:
-            tries.append(exported(arch, variant, remedy="auto"))
-        done[name] = {"libraries": {entry: version(entry) for entry in LIBRARIES}, "tries": tries}
-        print(name, json.dumps(tries), flush=True)
-        RESULT.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        libraries = {entry: version(entry) for entry in LIBRARIES}
+        tries = done.setdefault(name, {"libraries": libraries, "tries": []})["tries"]
+        for remedy in ("none", "auto")[len(tries) :]:
+            if tries and tries[-1]["exit"] != 1:
+                break
+            tries.append(exported(arch, variant, remedy=remedy))
+            print(name, json.dumps(tries[-1]), flush=True)
+            RESULT.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
