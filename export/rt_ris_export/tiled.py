@@ -258,6 +258,8 @@ class _Rewriter(_Reader):
         for found in self.attentions():
             self._nodes = self._instead[found.product.output[0]] = []
             self._replace(found)
+        if not self._instead:
+            return False
         nodes: list[NodeProto] = []
         for node in self.graph.node:
             if node.output[0] in self._instead:
@@ -265,7 +267,7 @@ class _Rewriter(_Reader):
             elif node.output[0] not in self._gone:
                 nodes.append(node)
         self._keep(nodes)
-        return bool(self._instead)
+        return True
 
     def _replace(self, found: _Attention) -> None:
         scores, name = found.scores, found.product.output[0]

@@ -99,7 +99,7 @@ def test_the_table_leads_to_backends(name: str) -> None:
     if not entry.installed():
         pytest.skip(f"{entry.engine} is not installed")
     module = importlib.import_module(entry.module)
-    if entry.format == "engine":
+    if entry.runs_engines:
         assert callable(module.stage_opener)
         return  # its versions are those of a GPU, see test_tensorrt.py
     assert callable(module.open_stage)
