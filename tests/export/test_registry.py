@@ -63,7 +63,7 @@ ATTENTIONS = {
     "shared_ris": {"whole": (9, 9)},
 }
 """Softmaxes of a stage that ONNX Runtime's operator replaces, and all. What stays: HARIS's fusion
-has no heads, DMMI's exchanges use their weights twice, and a shifted window has two biases."""
+has no heads, DMMI's exchanges average several softmaxes, and a shifted window has two biases."""
 
 
 def test_the_five_systems_are_there() -> None:
