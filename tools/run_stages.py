@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def main(paths: Sequence[Path]) -> int:
     loaded = _rss("VmRSS")
     for line in sys.stdin:
         if line.strip() != "run":
-            np.savez(f"{line.strip()}.npz", **{name: values[name] for name in made})
+            outputs: dict[str, Any] = {name: values[name] for name in made}
+            np.savez(f"{line.strip()}.npz", **outputs)
             memory = {"loaded_rss_mib": loaded, "peak_rss_mib": _rss("VmHWM")}
             print(json.dumps(memory), flush=True)
             continue

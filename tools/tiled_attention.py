@@ -126,7 +126,8 @@ def _start(specs: Sequence[Path]) -> subprocess.Popen[str]:
 
 
 def _ask(child: subprocess.Popen[str], word: str) -> str:
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     child.stdin.write(f"{word}\n")
     child.stdin.flush()
     return child.stdout.readline()
