@@ -122,7 +122,7 @@ def tiled_attention(result: dict[str, Any]) -> str:
     rows = [
         f"| {names[part]} | {_peaks(found, 'onnx')} | {_peaks(found, 'onnxruntime')} | "
         f"{found['onnxruntime']['cpu_over_onnx']['median']:.2f} | "
-        f"{found['onnxruntime']['relative_error']:.0e} |"
+        f"{found['onnxruntime']['relative_error']:.0e} |".replace("0e+00", "nothing")
         for part, found in result["parts"].items()
     ]
     encoder = result["parts"]["image_encoder"]
