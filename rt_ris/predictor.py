@@ -96,7 +96,7 @@ class Predictor:
         manifest = bundle.manifest
         name = choose(manifest) if backend == "auto" else backend
         if verify == "all":
-            on_engines = name in BACKENDS and BACKENDS[name].format == "engine"
+            on_engines = name in BACKENDS and BACKENDS[name].runs_engines
             bundle.verify(skip=(manifest.tokenizer,) if on_engines else manifest.needed())
         tokenizer = Tokenizer(bundle.read(manifest.tokenizer), manifest.text)
         _log.info("opening %s on backend %s", bundle.path, name)

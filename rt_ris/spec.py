@@ -193,12 +193,14 @@ class TargetSpec:
     """What an artefact was made for.
 
     Attributes:
-        format: ``onnx`` or ``engine``.
+        format: ``onnx``, a graph of standard operators and of ours, which any runtime and builder
+            reads; ``onnxruntime``, a graph that holds operators of ONNX Runtime's own, which it
+            alone reads; or ``engine``.
         precision: arithmetic of the weights and activations.
         device: ``any`` for a graph; for an engine the device it is bound to.
     """
 
-    format: Literal["onnx", "engine"] = "onnx"
+    format: Literal["onnx", "onnxruntime", "engine"] = "onnx"
     precision: Literal["fp32", "fp16", "mixed"] = "fp32"
     device: str = "any"
 

@@ -27,6 +27,7 @@ from onnx import (
 
 from rt_ris.errors import PlanError, ShapeError
 from rt_ris.spec import EXPRESSIONS, DType, StageSpec, TensorSpec
+from rt_ris_export.attention_operator import DOMAIN, OPERATOR
 
 MAX_BYTES: Final = (1 << 31) - (64 << 20)
 """Of stored tensors in one file: protocol buffers end at 2 GiB; beyond, there is a second file."""
@@ -200,21 +201,26 @@ def custom_nodes(model: ModelProto) -> tuple[NodeProto, ...]:
     return tuple(node for node in model.graph.node if node.domain not in _STANDARD)
 
 
+def own_nodes(model: ModelProto) -> tuple[NodeProto, ...]:
+    """The nodes whose operators are ours, in graph order."""
+    return tuple(node for node in custom_nodes(model) if node.domain != DOMAIN)
+
+
+def attentions(model: ModelProto) -> int:
+    """How many of a graph's nodes are ONNX Runtime's attention operator."""
+    return sum(node.domain == DOMAIN for node in model.graph.node)
+
+
 def operator_channels(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """The last axis of the first input of each custom operator, as ``domain::op_type`` -> sizes.
+    """The last axis of the first input of each operator of ours, as ``domain::op_type`` -> sizes.
 
     Raises:
         PlanError: the shape of one cannot be inferred.
     """
-    nodes = custom_nodes(model)
+    nodes = own_nodes(model)
     if not nodes:
         return {}
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    inferred = shape_inference.infer_shapes(
-        _with_one_expression(copy), strict_mode=True, data_prop=True
-    )
-    shapes = _shapes(inferred.graph)
+    shapes = shapes_of(model, expressions=1)
     found: dict[str, set[int]] = {}
     for node in nodes:
         name = f"{node.domain}::{node.op_type}"
@@ -322,6 +328,17 @@ def initialisers(model: ModelProto) -> dict[str, npt.NDArray[Any]]:
     return {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
 
 
+def shapes_of(model: ModelProto, *, expressions: int) -> Shapes:
+    """The shape of every tensor that has one without free axes, for a run with that N."""
+    copy = ModelProto()
+    with _weights_aside(model):
+        copy.CopyFrom(model)
+    typed = shape_inference.infer_shapes(
+        _with_expressions(copy, expressions), strict_mode=True, data_prop=True
+    )
+    return _shapes(typed.graph)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """Multiply-adds of one node, and whether it computes in half precision."""
@@ -333,7 +350,7 @@ class Cost:
 
 
 def costs(model: ModelProto) -> tuple[Cost, ...]:
-    """The multiply-adds of matrix products and convolutions, for a run with N = 1.
+    """The multiply-adds of products, attentions and convolutions, for a run with N = 1.
 
     Custom operators count as their functions do.
 
@@ -341,7 +358,7 @@ def costs(model: ModelProto) -> tuple[Cost, ...]:
         PlanError: the shape of a counted tensor cannot be inferred.
     """
     with _weights_aside(model):
-        flat = _with_one_expression(inliner.inline_local_functions(model))
+        flat = _with_expressions(inliner.inline_local_functions(model), 1)
     typed = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
     shapes, types = _shapes(typed.graph), element_types(typed)
     counted = (
@@ -365,13 +382,13 @@ def element_types(model: ModelProto) -> dict[str, int]:
     return types
 
 
-def _with_one_expression(model: ModelProto) -> ModelProto:
+def _with_expressions(model: ModelProto, count: int) -> ModelProto:
     graph = model.graph
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == EXPRESSIONS:
-                dim.dim_value = 1
+                dim.dim_value = count
     return model
 
 
@@ -387,6 +404,9 @@ def _shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
 def _cost(node: NodeProto, shapes: Shapes) -> int:
     if node.op_type == "Einsum":
         return _einsum_cost(node, shapes)
+    if node.op_type == OPERATOR:
+        query, key, value = (_shape(node, name, shapes) for name in node.input[:3])
+        return query[0] * query[1] * key[1] * (key[2] + value[2])
     if node.op_type == "ConvTranspose":
         _, per_group, *kernel = _shape(node, node.input[1], shapes)
         return math.prod(_shape(node, node.input[0], shapes)) * per_group * math.prod(kernel)

@@ -12,7 +12,7 @@ from rt_ris_export.limits import LIMITS, Limits
 
 Precision = Literal["fp32", "fp16"]
 Remedy = Literal["none", "auto"]
-Target = Literal["onnx"]
+Target = Literal["onnx", "onnxruntime"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 TARGETS: Final[tuple[str, ...]] = get_args(Target)
 REMEDIES: Final[tuple[str, ...]] = get_args(Remedy)
@@ -30,7 +30,8 @@ class ExportRecipe:
         weights: published files of frozen encoders by label, such as ``sam``.
         out: the bundle to write; None for ``./<arch>-<variant>.bundle``.
         precision: arithmetic of the graphs.
-        target: what the graphs are made for.
+        target: what the graphs are made for: ``onnx`` any runtime and builder, ``onnxruntime``
+            that one on a processor, in float32.
         remedy: ``auto`` computes more of a stage that misses the gate in float32, and records what
             it took; ``none`` fails.
         tolerance: the gate on every stage output, as a relative error, alone and in the chain;
@@ -61,6 +62,11 @@ class ExportRecipe:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("target", self.target, TARGETS)
         _one_of("remedy", self.remedy, REMEDIES)
+        if (self.target, self.precision) == ("onnxruntime", "fp16"):
+            raise RecipeError(
+                "Half precision is for engines, whose builders do not read graphs for onnxruntime. "
+                "Leave --precision fp16 out, or take --target onnx."
+            )
         if self.tolerance is not None and not 0 < self.tolerance <= 0.1:
             raise RecipeError(
                 f"tolerance is {self.tolerance}; accepted is a relative error above 0 and up to "

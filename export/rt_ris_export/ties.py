@@ -43,7 +43,7 @@ class TieFinder:
     def __init__(self, *, spec: StageSpec, model: ModelProto, opened: Opener, band: float) -> None:
         self._band = band
         self._spec, self._model, self._opened = spec, model, opened
-        self._nodes = [node for node in onnx_graph.custom_nodes(model) if kernel_of(node).closeness]
+        self._nodes = [node for node in onnx_graph.own_nodes(model) if kernel_of(node).closeness]
         self._runner: Runner | None = None
 
     @property

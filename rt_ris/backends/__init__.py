@@ -36,6 +36,11 @@ _log = logging.getLogger(__name__)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
+LEAST_FOR_OWN_OPERATORS: Final = (1, 21)
+"""ONNX Runtime for graphs of format ``onnxruntime``: 1.20 adds one sentence's mask to another's
+scores where several are asked at once (microsoft/onnxruntime, pull request 24017)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackendEntry:
     """A row of the table.
@@ -44,15 +49,20 @@ class BackendEntry:
         module: where the backend is.
         engine: the module of the engine it needs, or None.
         extra: the extra of rt-ris that brings the engine.
-        format: what it opens: the bundle's graphs, or engines that were built from them.
+        formats: what it opens: the bundle's graphs, or engines that were built from them.
         automatic: may be chosen by ``auto``.
     """
 
     module: str
     engine: str | None
     extra: str
-    format: Literal["onnx", "engine"]
+    formats: tuple[Literal["onnx", "onnxruntime", "engine"], ...]
     automatic: bool
+
+    @property
+    def runs_engines(self) -> bool:
+        """Whether it opens engines instead of the bundle's graphs."""
+        return "engine" in self.formats
 
     def installed(self) -> bool:
         """True if the engine can be found; imports nothing."""
@@ -69,25 +79,29 @@ BACKENDS: Final[Mapping[str, BackendEntry]] = MappingProxyType(
             module="rt_ris.backends.onnxruntime",
             engine="onnxruntime",
             extra="cpu",
-            format="onnx",
+            formats=("onnx", "onnxruntime"),
             automatic=True,
         ),
         "tensorrt": BackendEntry(
             module="rt_ris.backends.tensorrt",
             engine="tensorrt",
             extra="tensorrt",
-            format="engine",
+            formats=("engine",),
             automatic=False,
         ),
         "tensorrt-rtx": BackendEntry(
             module="rt_ris.backends.tensorrt",
             engine="tensorrt_rtx",
             extra="tensorrt-rtx",
-            format="engine",
+            formats=("engine",),
             automatic=False,
         ),
         "fake": BackendEntry(
-            module="rt_ris.backends.fake", engine=None, extra="", format="onnx", automatic=False
+            module="rt_ris.backends.fake",
+            engine=None,
+            extra="",
+            formats=("onnx", "onnxruntime"),
+            automatic=False,
         ),
     }
 )
@@ -128,7 +142,7 @@ def stage_opener(
         TargetMismatchError, IntegrityError, OutputError: see ``rt_ris.build.find``.
     """
     module = _module(name)
-    if BACKENDS[name].format == "engine":
+    if BACKENDS[name].runs_engines:
         folder = None if engines is None else Path(engines)
         opener = cast(EngineBackend, module).stage_opener
         return opener(bundle, target=name, folder=folder, allow_unverified=allow_unverified)
@@ -150,7 +164,7 @@ def stage_opener(
 def versions(name: str) -> Mapping[str, str]:
     """Names and versions of what a backend runs on, and its devices."""
     module = _module(name)
-    if BACKENDS[name].format == "engine":
+    if BACKENDS[name].runs_engines:
         return cast(EngineBackend, module).versions(name)
     return cast(Backend, module).versions()
 
@@ -188,11 +202,12 @@ def choose(manifest: Manifest) -> str:
     fitting = {
         name: entry
         for name, entry in BACKENDS.items()
-        if entry.automatic and formats == {entry.format}
+        if entry.automatic and formats <= set(entry.formats)
     }
     for name, entry in fitting.items():
         if entry.installed():
-            _log.info("backend %s: opens %s and %s is installed", name, entry.format, entry.engine)
+            opened = ", ".join(sorted(formats))
+            _log.info("backend %s: opens %s and %s is installed", name, opened, entry.engine)
             return name
     for name, entry in fitting.items():
         raise MissingExtraError(
@@ -201,7 +216,8 @@ def choose(manifest: Manifest) -> str:
             extra=entry.extra,
             module=entry.engine or "",
         )
+    known = {one for entry in BACKENDS.values() if entry.automatic for one in entry.formats}
     raise BackendError(
         f"No backend opens artefacts of format {', '.join(sorted(formats))}; this rt-ris opens "
-        f"{', '.join(sorted({entry.format for entry in BACKENDS.values() if entry.automatic}))}."
+        f"{', '.join(sorted(known))}."
     )

@@ -7,12 +7,14 @@ from typing import Protocol, cast
 
 import onnxruntime
 
+from rt_ris.backends import LEAST_FOR_OWN_OPERATORS
 from rt_ris.backends.base import Array, Runner
 from rt_ris.errors import BackendError, TargetMismatchError
 from rt_ris.manifest import StageArtefact
 from rt_ris.spec import StageSpec, TensorSpec
 
 PROVIDERS = ("CPUExecutionProvider",)
+FORMATS = ("onnx", "onnxruntime")
 UNSAFE_IN_HALF = ("NchwcTransformer",)
 """Optimisers of ONNX Runtime (1.31) that crash the process on some half-precision graphs."""
 
@@ -81,13 +83,15 @@ def open_stage(
 ) -> Runner:
     """Open a stage; see ``rt_ris.backends.base.Backend``."""
     spec, target = artefact.spec, artefact.target
-    if target.format != "onnx" or target.device != "any":
+    if target.format not in FORMATS or target.device != "any":
         raise TargetMismatchError(
             f"Stage '{spec.id}' is a {target.format} for device '{target.device}'; ONNX Runtime "
-            "opens onnx for any device. Choose another backend.",
+            f"opens {' and '.join(FORMATS)} for any device. Choose another backend.",
             expected="onnx any",
             found=f"{target.format} {target.device}",
         )
+    if target.format == "onnxruntime":
+        _check_version(spec)
     try:
         engine = cast(
             _Engine,
@@ -106,6 +110,19 @@ def open_stage(
     return OnnxRuntimeRunner(spec, engine)
 
 
+def _check_version(spec: StageSpec) -> None:
+    found = str(onnxruntime.__version__)
+    if tuple(map(int, found.split(".")[:2])) < LEAST_FOR_OWN_OPERATORS:
+        least = ".".join(map(str, LEAST_FOR_OWN_OPERATORS))
+        raise TargetMismatchError(
+            f"ONNX Runtime {found} computes the attention of stage '{spec.id}' wrongly for several "
+            f"sentences at once. Use {least} or later: pip install --upgrade onnxruntime. Or "
+            "export with --target onnx.",
+            expected=f"{least} or later",
+            found=found,
+        )
+
+
 def _options(threads: int | None, name: str, data: bytes) -> object:
     options = onnxruntime.SessionOptions()
     if data:
@@ -113,6 +130,8 @@ def _options(threads: int | None, name: str, data: bytes) -> object:
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # a pattern is learnt in the first run, whose memory is kept beside it: twice the peak (1.31)
+    options.enable_mem_pattern = False
     # waiting threads would burn the processor time that other stages and processes need
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

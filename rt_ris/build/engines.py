@@ -14,7 +14,7 @@ from typing import Any, Final
 from rt_ris.backends import cuda
 from rt_ris.backends.cuda import Gpu
 from rt_ris.build.cache import engine_key, timing_folder
-from rt_ris.build.find import read_engine, read_record
+from rt_ris.build.find import check_graphs, read_engine, read_record
 from rt_ris.build.gate import read_gate
 from rt_ris.build.process import built, check_installed, installed_version
 from rt_ris.build.record import LOCAL, EngineRecord, engine_name, is_own, this_platform
@@ -62,12 +62,14 @@ def build_engines(
 
     Raises:
         MissingExtraError: the builder or cuda-bindings is not installed.
-        TargetMismatchError: no compute capability is named and there is no GPU.
+        TargetMismatchError: the graphs are for ONNX Runtime alone, or no compute capability is
+            named and there is no GPU.
         OutputError: the folder exists, or is inside the bundle.
         BuildError: a graph was refused, or the building process died.
         StorageError: writing failed, such as on a full disk.
         IntegrityError: a graph is not the one that was sealed.
     """
+    check_graphs(bundle)
     check_installed(target)
     _check_capabilities(target, sms)
     _check_out(out, bundle.path, overwrite=overwrite)

@@ -29,6 +29,25 @@ RECORD_LIMIT: Final = 1 << 16
 ELF: Final = b"\x7fELF"
 
 
+def check_graphs(bundle: Bundle) -> None:
+    """Refuse graphs that no builder reads.
+
+    Raises:
+        TargetMismatchError: naming the first such stage, with the command that exports others.
+    """
+    manifest = bundle.manifest
+    for stage in manifest.stages:
+        if stage.target.format != "onnx":
+            raise TargetMismatchError(
+                f"Stage '{stage.spec.id}' was exported for {stage.target.format}: its graph holds "
+                "operators that no builder reads, so there are no engines of this bundle. Export "
+                f"one for builders: rt-ris export --arch {manifest.architecture} --variant "
+                f"{manifest.variant} --target onnx, and the same checkpoint.",
+                expected="onnx",
+                found=stage.target.format,
+            )
+
+
 def find_engines(folder: Path, bundle: Bundle, here: Here) -> Mapping[str, EngineRecord]:
     """The record of each stage's engine for what is here, by stage id; no engine is read yet.
 
@@ -38,6 +57,7 @@ def find_engines(folder: Path, bundle: Bundle, here: Here) -> Mapping[str, Engin
         TargetMismatchError: an engine is of another bundle, version, platform or GPU, or there is
             none for this GPU; the message holds the command that builds it.
     """
+    check_graphs(bundle)
     check_folder(folder)
     stages = bundle.manifest.stages
     return {stage.spec.id: find_engine(folder, bundle, here, stage) for stage in stages}

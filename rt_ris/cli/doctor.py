@@ -126,7 +126,7 @@ def _verb(name: str) -> dict[str, Any]:
     if not missing:
         return {"runs": True}
     if missing == ["onnxruntime"] and name in ON_ANY_BACKEND:
-        there = [one for one, row in BACKENDS.items() if row.format == "engine" and row.installed()]
+        there = [one for one, row in BACKENDS.items() if row.runs_engines and row.installed()]
         if there:
             return {"runs": True, "backends": " ".join(there)}
     why_not = f"needs {', '.join(missing)}; run: {verb.pip_line()}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rt_ris_export.step import Progress
 
 PRECISIONS = ("fp32", "fp16")
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "onnxruntime")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +30,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_weights(parser)
     parser.add_argument("--out", type=Path, help="the bundle [./ARCH-VARIANT.bundle]")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--target", choices=TARGETS, default="onnx")
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="onnx",
+        help="onnx: any runtime and builder; onnxruntime: its own attention, in fp32, for bundles "
+        "that are served on a processor [onnx]",
+    )
     parser.add_argument(
         "--remedy",
         choices=("none", "auto"),

@@ -98,7 +98,8 @@ def _lines(manifest: Manifest, found: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{stage['id']:<16}{stage['role']:<15}{depends:<12}"
             f"{_count(stage['multiply_adds']):>14}{_count(stage['parameters']):>12}  "
-            f"{stage['file']} ({stage['target']['precision']}, {_size(stage['bytes'])})"
+            f"{stage['file']} ({stage['target']['format']}, {stage['target']['precision']}, "
+            f"{_size(stage['bytes'])})"
         )
     yield ""
     for what in ("image", "sentence"):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from rt_ris.backends import LEAST_FOR_OWN_OPERATORS
 from rt_ris.build.engines import RTX_SMS
 from rt_ris.cli.probe import ONNX_RUNTIMES, Engine, Gpu, Machine
 from rt_ris.manifest import Manifest
@@ -123,18 +124,19 @@ def _python(_: Manifest, machine: Machine) -> Row:
     )
 
 
-def _onnx_runtime(_: Manifest, machine: Machine) -> Row:
+def _onnx_runtime(manifest: Manifest, machine: Machine) -> Row:
+    least = LEAST_FOR_OWN_OPERATORS if _foreign(manifest) else LEAST_ONNXRUNTIME
     engine, line = _engine(machine, "onnxruntime"), 'pip install "rt-ris[cpu]"'
-    old = numbers(engine.version or "") < LEAST_ONNXRUNTIME
+    old = numbers(engine.version or "") < least
     provided = "CPUExecutionProvider" in engine.providers
     return judged(
         "ONNX Runtime",
         (bool(engine.fault), "fails", "it cannot be imported: the processor runs nothing"),
         (engine.version is None, "fails", f"the processor runs nothing; run: {line}"),
-        (old, "fails", f"older than what rt-ris asks for; run: {line} --upgrade"),
+        (old, "fails", f"older than what the bundle asks for; run: {line} --upgrade"),
         (not provided, "fails", f"without that provider the processor runs nothing; run: {line}"),
         (True, "ok", "the bundle can run on the processor"),
-        expected="1.20 or later, with CPUExecutionProvider",
+        expected=f"{'.'.join(map(str, least))} or later, with CPUExecutionProvider",
         found=", ".join([_version(engine), *engine.providers]),
     )
 
@@ -188,6 +190,7 @@ def _tensorrt(manifest: Manifest, machine: Machine) -> Row:
     advice = "update it (JetPack 6 has 10.3)"
     return judged(
         "TensorRT",
+        _unreadable(manifest),
         (gpu is None, "absent", "--target tensorrt builds for the GPU that is there: none is"),
         (gpu is not None and gpu.sm < LEAST_SM, "fails", "--target tensorrt refuses this GPU"),
         (bool(engine.fault), "fails", "--target tensorrt fails: the module cannot be imported"),
@@ -209,6 +212,7 @@ def _tensorrt_rtx(manifest: Manifest, machine: Machine) -> Row:
     install = "pip install tensorrt-rtx-cu13"
     return judged(
         "TensorRT-RTX",
+        _unreadable(manifest),
         (refused, "fails", f"TensorRT-RTX builds and runs nothing for this GPU; {instead}"),
         (gpu is not None and bool(known), "fails", f"{'; '.join(known)}; {instead}"),
         (bool(engine.fault), "fails", "--target tensorrt-rtx fails: it cannot be imported"),
@@ -219,6 +223,13 @@ def _tensorrt_rtx(manifest: Manifest, machine: Machine) -> Row:
         expected=f"compute capability {sms}",
         found=f"{_version(engine)}; {'no GPU' if gpu is None else dotted(gpu.sm)}",
     )
+
+
+def _unreadable(manifest: Manifest) -> Case:
+    """The case of graphs that no builder reads."""
+    names = ", ".join(f"'{stage}'" for stage in _foreign(manifest))
+    why = f"builders do not read {names}, exported for ONNX Runtime; export with --target onnx"
+    return bool(names), "fails", why
 
 
 def _rtx_refusals(manifest: Manifest, sm: int | None) -> Iterator[str]:
@@ -243,6 +254,7 @@ def _kernels(manifest: Manifest, machine: Machine) -> Row:
     inlined = "; build with --no-plugin: the operator is built from its function in the graph"
     return judged(
         "our kernels",
+        (bool(_foreign(manifest)), "unneeded", "no engine is built of graphs for ONNX Runtime"),
         (operators is None, "unknown", "the manifest does not say; export the bundle again"),
         (not operators, "unneeded", "the graphs are standard ONNX; a plugin changes nothing"),
         (bool(faults), "fails", "; ".join(faults) + inlined),
@@ -384,6 +396,11 @@ def _passed_mib(manifest: Manifest) -> float:
     """Size of what stages pass on for the most sentences at once."""
     outputs = (spec for stage in manifest.stages for spec in stage.spec.outputs)
     return sum(spec.nbytes(expressions=MOST_AT_ONCE) for spec in outputs) / 2**20
+
+
+def _foreign(manifest: Manifest) -> list[str]:
+    """Ids of the stages whose graphs hold operators of ONNX Runtime's own."""
+    return [stage.spec.id for stage in manifest.stages if stage.target.format == "onnxruntime"]
 
 
 def _operators(manifest: Manifest) -> dict[str, tuple[int, ...]] | None:

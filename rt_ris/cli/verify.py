@@ -84,7 +84,7 @@ def _replayed(args: argparse.Namespace, evidence: Evidence) -> tuple[Bundle, Rep
 
 
 def _on_engines(args: argparse.Namespace) -> bool:
-    return args.backend in BACKENDS and BACKENDS[args.backend].format == "engine"
+    return args.backend in BACKENDS and BACKENDS[args.backend].runs_engines
 
 
 def _folder(args: argparse.Namespace, bundle: Bundle) -> Path:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from rt_ris.spec import VALID_BOX
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS, NETWORK, WEIGHTS
 from rt_ris_export.export import export_bundle
@@ -65,6 +68,50 @@ class Traced:
         changed = numpy_helper.to_array(weight) * np.float32(factor)
         weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
         return onnx_graph.serialise(model).graph
+
+
+def inputs_of(model: ModelProto, *, expressions: int) -> dict[str, Any]:
+    """Random inputs of a graph: sentences of different lengths, a picture with a border."""
+    random = np.random.default_rng(0)
+    made: dict[str, Any] = {}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        shape = [dim.dim_value or expressions for dim in kind.shape.dim]
+        if kind.elem_type == TensorProto.BOOL:
+            made[value.name] = np.arange(shape[1]) < np.arange(2, 2 + shape[0])[:, None]
+        elif value.name == VALID_BOX:
+            made[value.name] = np.array([[0, 0, 40, 30]], np.int32)
+        elif kind.elem_type == TensorProto.FLOAT:
+            made[value.name] = random.standard_normal(shape, dtype=np.float32)
+        else:
+            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            made[value.name] = random.integers(1, 20, shape).astype(dtype)
+    return made
+
+
+def same_outputs(
+    plain: ModelProto, other: ModelProto, *, change: Callable[[dict[str, Any]], None] | None = None
+) -> float:
+    """The largest relative error of another graph's outputs, with one sentence and with three."""
+    worst = 0.0
+    for expressions in (1, 3):
+        inputs = inputs_of(plain, expressions=expressions)
+        if change is not None and expressions > 1:
+            change(inputs)
+        pairs = zip(_outputs(plain, inputs), _outputs(other, inputs), strict=True)
+        for truth, found in pairs:
+            assert np.isfinite(truth).all()
+            scale = max(float(np.linalg.norm(truth)), np.finfo(np.float32).tiny)
+            worst = max(worst, float(np.linalg.norm(found - truth)) / scale)
+    return worst
+
+
+def _outputs(model: ModelProto, inputs: dict[str, Any]) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    raw = onnx_graph.serialise(model).graph
+    session = onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, inputs))
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,19 @@ def test_from_mapping_turns_text_into_paths() -> None:
         ({"variant": "lite"}, "Key 'arch' is missing"),
         ({"arch": "maris", "precision": "int8"}, "precision is 'int8'; .* exports fp32, fp16 only"),
         ({"arch": "maris", "remedy": "pray"}, "remedy is 'pray'; .* exports none, auto only"),
-        ({"arch": "maris", "target": "tensorrt"}, "target is 'tensorrt'; .* exports onnx only"),
+        (
+            {"arch": "maris", "target": "tensorrt"},
+            "target is 'tensorrt'; .* exports onnx, onnxruntime only",
+        ),
         ({"arch": "maris", "tolerance": 0}, "tolerance is 0; accepted is"),
     ],
 )
 def test_refusals(data: dict[str, object], sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence):
         ExportRecipe.from_mapping(data)
+
+
+def test_half_precision_is_for_engines() -> None:
+    with pytest.raises(RecipeError, match=r"for engines.* do not read .*--target onnx") as caught:
+        ExportRecipe(arch="maris", target="onnxruntime", precision="fp16")
+    assert caught.value.exit_code == 2

@@ -12,7 +12,12 @@ import pytest
 
 import rt_ris_train.architectures
 from rt_ris.cli import main
+from rt_ris_export import onnx_graph
+from rt_ris_export.onnx_graph import costs
+from rt_ris_export.tiled import tiled
 from rt_ris_train import architecture
+
+from .conftest import same_outputs
 
 SIXTH = Path(__file__).parents[1] / "fixtures" / "sixth.py"
 
@@ -45,21 +50,62 @@ CACHED = {
 """What depends on the picture only and on the sentence only, in words: empty or not is tested."""
 
 
+ATTENTIONS = {
+    "maris": {"image_encoder": (4, 4), "text_encoder": (2, 2), "decoder": (6, 6)},
+    "haris": {
+        "image_encoder": (4, 4),
+        "text_encoder": (2, 2),
+        "fusion": (0, 9),
+        "decoder": (2, 2),
+    },
+    "etris": {"text_front": (1, 1), "fusion": (15, 15), "decoder": (2, 2)},
+    "dmmi": {"image_stage1": (1, 1), "text_encoder": (2, 2), "fusion": (3, 28), "decoder": (4, 4)},
+    "shared_ris": {"whole": (9, 9)},
+}
+"""Softmaxes of a stage that ONNX Runtime's operator replaces, and all. What stays: HARIS's fusion
+has no heads, DMMI's exchanges average several softmaxes, and a shifted window has two biases."""
+
+
 def test_the_five_systems_are_there() -> None:
     assert set(CACHED) <= set(architecture.names())
 
 
-@pytest.mark.parametrize("name", architecture.names())
+@pytest.fixture(scope="module", params=architecture.names())
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """An architecture, and the bundle of its toy size that went the whole way."""
+    bundle = tmp_path_factory.mktemp("registry") / f"{request.param}.bundle"
+    goes_the_whole_way(request.param, bundle)
+    return request.param, bundle
+
+
 def test_an_architecture_goes_the_whole_way(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: tuple[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = tmp_path / f"{name}.bundle"
-    goes_the_whole_way(name, bundle)
-    capsys.readouterr()
+    name, bundle = exported
     assert main(["inspect", str(bundle), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for what, cached in zip(("image", "sentence"), CACHED[name], strict=True):
         assert bool(found[f"cached_per_{what}"]["tensors"]) == (cached != "nothing"), what
+
+
+def test_its_attentions_compute_the_same_in_onnx_runtime_s_operator(
+    exported: tuple[str, Path],
+) -> None:
+    name, bundle = exported
+    counts = {}
+    for path in sorted(bundle.glob("*.onnx")):
+        plain = onnx_graph.load(path)
+        rewritten = tiled(plain)
+        softmaxes = [sum(n.op_type == "Softmax" for n in m.graph.node) for m in (plain, rewritten)]
+        assert softmaxes[0] - softmaxes[1] == onnx_graph.attentions(rewritten)
+        assert same_outputs(plain, rewritten) <= 1e-5, path.stem
+        spent = [sum(cost.multiply_adds for cost in costs(m)) for m in (plain, rewritten)]
+        assert spent[0] == spent[1], path.stem
+        if softmaxes[0]:
+            counts[path.stem] = (onnx_graph.attentions(rewritten), softmaxes[0])
+    assert counts == ATTENTIONS[name]
 
 
 def goes_the_whole_way(name: str, bundle: Path) -> None:

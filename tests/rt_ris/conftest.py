@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -119,6 +121,18 @@ def make_faked() -> object:
 def tiny(tmp_path: Path) -> Path:
     """A copy of the tiny bundle that may be spoilt."""
     return Path(shutil.copytree(FIXTURES / "tiny", tmp_path / "tiny"))
+
+
+@pytest.fixture
+def for_onnx_runtime(tiny: Path) -> Path:
+    """The tiny bundle, whose text stage is said to hold operators of ONNX Runtime's own."""
+    manifest = json.loads((tiny / "manifest.json").read_text())
+    (stage,) = (stage for stage in manifest["stages"] if stage["spec"]["id"] == "text")
+    stage["target"]["format"] = "onnxruntime"
+    raw = json.dumps(manifest).encode()
+    (tiny / "manifest.json").write_bytes(raw)
+    (tiny / "manifest.sha256").write_text(f"{hashlib.sha256(raw).hexdigest()}\n")
+    return tiny
 
 
 @pytest.fixture

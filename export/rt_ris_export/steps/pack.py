@@ -61,7 +61,7 @@ def _artefact(graphs: TypedGraphs, stage: str) -> StageArtefact:
     return StageArtefact(
         spec=graphs.specs[stage],
         file=graphs.files[stage].name,
-        target=TargetSpec(format="onnx", precision=graphs.precision(stage)),
+        target=TargetSpec(format=graphs.formats[stage], precision=graphs.precision(stage)),
         multiply_adds=share.spent,
         parameters=share.stored,
         half_weights=share.weights,

@@ -14,10 +14,12 @@ from rt_ris.spec import StageSpec
 from rt_ris_export import onnx_graph
 from rt_ris_export.artefacts import GRAPHS, NETWORK
 from rt_ris_export.half import KEPT, WIDE, HalfShare, half_share, half_spec, to_half
+from rt_ris_export.recipe import Target
 from rt_ris_export.step import Context, Kind, Step
+from rt_ris_export.tiled import tiled
 from rt_ris_export.workspace import Workspace
 
-Policy = Literal["full", "half", "wide", "full inside", "full and given so"]
+Policy = Literal["full", "tiled", "half", "wide", "full inside", "full and given so"]
 LADDER: Final[Mapping[Policy, Policy]] = {
     "half": "wide",
     "wide": "full inside",
@@ -34,6 +36,9 @@ INNER: Final[Mapping[Policy, frozenset[str] | None]] = {
 }
 """Operators that a policy computes in float32; None for all."""
 
+_IN_FULL: Final[Mapping[Target, Policy]] = {"onnx": "full", "onnxruntime": "tiled"}
+"""What float32 graphs are, by target."""
+
 LEAST_HALF: Final = 0.9
 """The share of weights and of multiply-adds below which a graph is not called fp16."""
 
@@ -48,7 +53,8 @@ class TypedGraphs:
         specs: of the stages as they are in ``files``.
         files: the graphs that will ship.
         shares: how much of each is in half precision.
-        operators: custom operators of each and their channels.
+        formats: who reads each.
+        operators: operators of ours in each and their channels.
         kept: tensors between stages that stay float32.
         policies: what was applied to each.
         steps: what a ladder has done so far, for the record.
@@ -60,6 +66,7 @@ class TypedGraphs:
     specs: dict[str, StageSpec] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     shares: dict[str, HalfShare] = field(default_factory=dict)
+    formats: dict[str, Literal["onnx", "onnxruntime"]] = field(default_factory=dict)
     operators: dict[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=lambda: set(KEPT))
     policies: dict[str, Policy] = field(default_factory=dict)
@@ -70,13 +77,17 @@ class TypedGraphs:
         self.policies[stage] = policy
         model = self.plain[stage]
         self.specs[stage] = self.traced[stage]
-        if policy != "full":
+        if policy == "tiled":
+            model = tiled(model)
+        elif policy != "full":
             self.specs[stage] = half_spec(self.traced[stage], kept=self.kept)
             model = to_half(model, also_full=INNER[policy], kept=self.kept)
+        if policy != "full":
             onnx_graph.check(model)
             onnx_graph.check_interface(model, self.specs[stage])
         self.shares[stage] = half_share(model)
         self.files[stage] = self.workspace.write_graph(stage, model)
+        self.formats[stage] = "onnxruntime" if onnx_graph.attentions(model) else "onnx"
         self.operators[stage] = onnx_graph.operator_channels(model)
 
     def climb(self, stage: str) -> bool:
@@ -110,7 +121,7 @@ class TypedGraphs:
 
     def precision(self, stage: str) -> Literal["fp32", "fp16", "mixed"]:
         """What a stage may be called."""
-        if self.policies[stage] == "full":
+        if self.policies[stage] in ("full", "tiled"):
             return "fp32"
         return "fp16" if self.policies[stage] == "half" else "mixed"
 
@@ -143,6 +154,7 @@ def check_share(share: HalfShare) -> None:
 def _run(context: Context) -> None:
     graphs = context.artefacts.get(GRAPHS)
     half = context.recipe.precision == "fp16"
+    policy: Policy = "half" if half else _IN_FULL[context.recipe.target]
     specs = {stage.spec.id: stage.spec for stage in context.artefacts.get(NETWORK).network.stages()}
     folder = context.workspace.folder / "typed"
     folder.mkdir()
@@ -153,7 +165,7 @@ def _run(context: Context) -> None:
     )
     for name in graphs:
         context.say(f"typing {name} in {context.recipe.precision}")
-        typed.apply(name, "half" if half else "full")
+        typed.apply(name, policy)
     if half:
         share = typed.share()
         check_share(share)

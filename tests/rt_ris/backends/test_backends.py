@@ -99,7 +99,7 @@ def test_the_table_leads_to_backends(name: str) -> None:
     if not entry.installed():
         pytest.skip(f"{entry.engine} is not installed")
     module = importlib.import_module(entry.module)
-    if entry.format == "engine":
+    if entry.runs_engines:
         assert callable(module.stage_opener)
         return  # its versions are those of a GPU, see test_tensorrt.py
     assert callable(module.open_stage)
@@ -147,6 +147,13 @@ def test_auto_says_what_it_chose_and_why(caplog: pytest.LogCaptureFixture) -> No
     assert "onnxruntime is installed" in caplog.text
 
 
+def test_auto_takes_onnx_runtime_for_its_own_operators() -> None:
+    pytest.importorskip("onnxruntime")
+    own = replace(TINY.manifest.stages[0], target=TargetSpec(format="onnxruntime"))
+    stages = (own, *TINY.manifest.stages[1:])
+    assert choose(replace(TINY.manifest, stages=stages)) == "onnxruntime"
+
+
 def test_auto_refuses_formats_that_nothing_opens() -> None:
     stages = tuple(
         replace(stage, target=TargetSpec(format="engine")) for stage in TINY.manifest.stages
@@ -164,6 +171,17 @@ class TestOnnxRuntime:
         artefact = replace(TINY.manifest.stages[0], target=TargetSpec(format="engine", device="x"))
         with pytest.raises(TargetMismatchError, match="engine"):
             open_backend("onnxruntime").open_stage(artefact, b"", threads=1)
+
+    def test_it_refuses_its_own_operators_where_it_computes_them_wrongly(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = TINY.manifest.stage("text")
+        own = replace(text, target=TargetSpec(format="onnxruntime"))
+        open_backend("onnxruntime").open_stage(own, TINY.read("text.onnx"), threads=1).close()
+        monkeypatch.setattr("onnxruntime.__version__", "1.20.1")
+        open_backend("onnxruntime").open_stage(text, TINY.read("text.onnx"), threads=1).close()
+        with pytest.raises(TargetMismatchError, match=r"1\.20\.1 .* 'text' wrongly .* 1\.21 or"):
+            open_backend("onnxruntime").open_stage(own, TINY.read("text.onnx"), threads=1)
 
     def test_it_names_the_stage_it_cannot_open(self) -> None:
         with pytest.raises(BackendError, match="'image'"):

@@ -259,6 +259,17 @@ def test_what_no_builder_takes_is_said_before_anything_runs(
         build_engines(bundle, tmp_path / "out", target="tensorrt-rtx", sms=(86,))
 
 
+def test_graphs_for_onnx_runtime_are_refused_before_anything_runs(
+    for_onnx_runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["build", str(for_onnx_runtime), "--target", "tensorrt-rtx", "--sm", "86"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 3
+    said = capsys.readouterr().err
+    assert "Stage 'text' was exported for onnxruntime" in said
+    assert "rt-ris export --arch colours --variant tiny --target onnx" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_words_that_are_no_capabilities(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "x", "--target", "tensorrt-rtx", "--sm", "new"]) == 2
     assert "no list such as 75,86,120" in capsys.readouterr().err

@@ -82,6 +82,13 @@ DAMAGE: dict[str, tuple[Spoil, str]] = {
 }
 
 
+def test_graphs_that_no_builder_reads_have_no_engines(
+    world: Any, engines: Path, for_onnx_runtime: Path
+) -> None:
+    with pytest.raises(TargetMismatchError, match=r"'text' was exported .* --target onnx"):
+        load(world, for_onnx_runtime)
+
+
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_and_strangers_are_refused(world: Any, engines: Path, tiny: Path, what: str) -> None:
     spoil, said = DAMAGE[what]

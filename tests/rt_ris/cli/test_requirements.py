@@ -276,6 +276,22 @@ def test_what_stops_the_processor(change: dict[str, object], need: str) -> None:
     assert verdicts(MARIS, replace(LAPTOP, **change))[need] == "fails"
 
 
+def test_graphs_for_onnx_runtime_are_for_no_builder() -> None:
+    own = replace(MARIS.stages[1], target=TargetSpec(format="onnxruntime"))
+    manifest = replace(MARIS, stages=(MARIS.stages[0], own, *MARIS.stages[2:]))
+    found = rows(manifest, H100)
+    for need in ("TensorRT", "TensorRT-RTX"):
+        assert found[need].verdict == "fails"
+        assert f"do not read '{own.spec.id}'" in found[need].consequence
+        assert "--target onnx" in found[need].consequence
+    assert found["our kernels"].verdict == "unneeded"
+    assert found["ONNX Runtime"].verdict == "ok"
+    old = replace(H100, engines={**H100.engines, "onnxruntime": replace(ORT, version="1.20.1")})
+    assert rows(MARIS, old)["ONNX Runtime"].verdict == "ok"
+    assert rows(manifest, old)["ONNX Runtime"].verdict == "fails"
+    assert rows(manifest, old)["ONNX Runtime"].expected.startswith("1.21 or later")
+
+
 def test_versions_compare_as_numbers() -> None:
     assert numbers("10.10.0.31") > numbers("10.3.0.post1") == (10, 3, 0)
     assert numbers("11.4.1rc1") == (11, 4, 1)
