@@ -194,7 +194,7 @@ def engines(result: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _range(values: list[float]) -> str:
-    shown = [f"{value:.1f}" for value in (min(values), max(values))]
+    shown = [f"{value:.1f}" for value in (min(values), max(values))] if values else ["not measured"]
     return " to ".join(dict.fromkeys(shown))
 
 

@@ -236,9 +236,11 @@ def test_a_mask_that_half_precision_turns_is_a_miss_and_the_ladder_finds_the_sta
 
 
 def typed_graphs(tmp_path: Path, traced: Traced) -> precision.TypedGraphs:
+    (tmp_path / "plain").mkdir()
+    plain = Workspace(tmp_path / "plain")
     graphs = precision.TypedGraphs(
         workspace=Workspace(tmp_path),
-        plain={name: onnx_graph.parse(raw) for name, raw in traced.graphs.items()},
+        plain={name: plain.write(f"{name}.onnx", raw) for name, raw in traced.graphs.items()},
         traced={stage.id: stage for stage in traced.network.graph().stages},
     )
     for name in graphs.plain:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from onnx import ModelProto
-
 from rt_ris.errors import PlanError
 from rt_ris.spec import StageSpec
 from rt_ris_export import onnx_graph
@@ -48,7 +46,8 @@ class TypedGraphs:
     """The graphs of all stages in their precision.
 
     Attributes:
-        plain: float32 graphs by stage id, as traced.
+        plain: files of the float32 graphs by stage id, as traced; each is read when it is needed,
+            as all together may exceed the memory.
         traced: their declarations.
         specs: of the stages as they are in ``files``.
         files: the graphs that will ship.
@@ -61,7 +60,7 @@ class TypedGraphs:
     """
 
     workspace: Workspace
-    plain: Mapping[str, ModelProto]
+    plain: Mapping[str, Path]
     traced: Mapping[str, StageSpec]
     specs: dict[str, StageSpec] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
@@ -75,7 +74,7 @@ class TypedGraphs:
     def apply(self, stage: str, policy: Policy) -> None:
         """Write a stage's graph by a policy."""
         self.policies[stage] = policy
-        model = self.plain[stage]
+        model = onnx_graph.load(self.plain[stage])
         self.specs[stage] = self.traced[stage]
         if policy == "tiled":
             model = tiled(model)
@@ -160,7 +159,7 @@ def _run(context: Context) -> None:
     folder.mkdir()
     typed = TypedGraphs(
         workspace=Workspace(folder),
-        plain={name: onnx_graph.load(path) for name, path in graphs.items()},
+        plain=graphs,
         traced=specs,
     )
     for name in graphs:
