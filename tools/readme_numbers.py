@@ -183,6 +183,10 @@ def engines(result: dict[str, list[dict[str, Any]]]) -> str:
             rows = sorted(
                 (row for row in built if row["stage"] == stage), key=lambda row: row["sm"]
             )
+            refused = [str(row["sm"]) for row in rows if "refused" in row]
+            rows = [row for row in rows if "refused" not in row]
+            if refused:
+                lines.append(f"| {name} | {stage} | {', '.join(refused)} | refused | | | |")
             lines.append(
                 f"| {name} | {stage} | {', '.join(map(str, sorted(row['sm'] for row in rows)))} "
                 f"| {_range([row['seconds'] for row in rows])} "

@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rt_ris.build.limits import PROVING, relative_error, scale, verdict_is_settled
-from rt_ris.mask import Mask, logit, place
+from rt_ris.build.limits import (
+    PROVING,
+    margin,
+    relative_error,
+    scale,
+    turned_pixels,
+    verdict_is_settled,
+)
+from rt_ris.mask import Mask
 from rt_ris_export.parity_record import Deviation, MaskParity
 
 Array = npt.NDArray[Any]
@@ -41,10 +48,8 @@ def compare_masks(
         tied: a score lies at the threshold of a hard decision.
         band: half width of the masks' tie band, in rms of the logits.
     """
-    margin = _margin(truth)
-    inside, truly = _margin(found) > 0, margin > 0
-    differs = inside != truly
-    near = np.abs(margin) <= band * float(np.sqrt(np.mean(np.square(margin, dtype=np.float64))))
+    near, beyond = turned_pixels(found, truth, band=band)
+    inside, truly = margin(found) > 0, margin(truth) > 0
     union = int((inside | truly).sum())
     coverage = float(truly.mean())
     return MaskParity(
@@ -55,8 +60,8 @@ def compare_masks(
         coverage=coverage,
         proves=PROVING[0] <= coverage <= PROVING[1],
         iou=int((inside & truly).sum()) / union if union else 1.0,
-        flips=int((differs & near).sum()),
-        flips_outside=int((differs & ~near).sum()),
+        flips=int(near.sum()),
+        flips_outside=int(beyond.sum()),
         existence_differs=found.exists != truth.exists,
         existence_turned=found.exists != truth.exists and _settled(truth),
         tied=tied,
@@ -69,14 +74,3 @@ def _settled(mask: Mask) -> bool:
     if mask.existence is None or threshold is None:
         return True
     return verdict_is_settled(mask.existence, threshold)
-
-
-def _margin(mask: Mask) -> npt.NDArray[np.float32]:
-    """How far each pixel of the picture is above the mask's threshold, float32 [H, W]."""
-    threshold = mask.spec.threshold
-    if mask.spec.interpolate == "logits":
-        placed = place(mask.logits, mask.placement, upsample=mask.spec.upsample)
-        margin = placed - np.float32(logit(threshold))
-    else:
-        margin = mask.probability - np.float32(threshold)
-    return np.asarray(margin, dtype=np.float32)

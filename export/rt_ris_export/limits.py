@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rt_ris.build.limits import TIED_ERROR, TIED_FLIPS, TIED_SHARE
+from rt_ris.build.limits import FLIP_SHARE, MASK_BAND, TIED_ERROR, TIED_FLIPS, TIED_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ LIMITS: Final[Mapping[str, Limits]] = {
         alone=3.0e-2,
         tolerance=1.0e-1,
         mask_iou=0.98,
-        mask_band=1.0e-1,
+        mask_band=MASK_BAND,
         tie_band=2.0e-3,
-        flip_share=1.0e-2,
+        flip_share=FLIP_SHARE,
     ),
 }

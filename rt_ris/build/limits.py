@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rt_ris.errors import BundleError
 from rt_ris.manifest import PARITY
+from rt_ris.mask import Mask, logit, place
 
 PROVING: Final = (0.05, 0.95)
 """Shares of the picture between which a mask proves something: an empty or full one does not."""
@@ -29,13 +30,20 @@ TIED_SHARE: Final = 0.25
 TIED_FLIPS: Final = 0.01
 """The most pixels, as a share of the picture, on the other side in the mask of a tied sentence."""
 
+MASK_BAND: Final = 0.1
+"""Half width of the band around a mask's threshold within which rounding may turn a pixel, in rms
+of the mask's logits; the widest, that of half precision."""
+
+FLIP_SHARE: Final = 0.01
+"""The most pixels of a mask, as a share of the picture, that may turn within the band; the same."""
+
 EXISTENCE_BAND: Final = 1.0e-3
 """Half width, in logits, within which a verdict on existence may fall either way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ties:
-    """What a bundle's ``parity.json`` says about ties.
+    """What a bundle's ``parity.json`` says about ties, and about pixels at the threshold.
 
     Attributes:
         sentences: those with a score in the tie band.
@@ -43,6 +51,9 @@ class Ties:
         error: the most a tied sentence may be off, as a relative error.
         share: the most sentences, as a share of all, that may need that looser limit.
         flips: the most pixels of a tied sentence's mask, as a share, on the other side.
+        band: half width of the masks' band, in rms of a mask's logits.
+        flip_share: the most pixels of any mask, as a share, that turn within the band; beyond it
+            none may, but for tied sentences.
     """
 
     sentences: frozenset[str] = frozenset()
@@ -50,6 +61,35 @@ class Ties:
     error: float = TIED_ERROR
     share: float = TIED_SHARE
     flips: float = TIED_FLIPS
+    band: float = MASK_BAND
+    flip_share: float = FLIP_SHARE
+
+
+def turned_pixels(
+    found: Mask, truth: Mask, *, band: float
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Pixels on the other side of the threshold, bool [H, W]: those within the band, those beyond.
+
+    Args:
+        found: a mask.
+        truth: what it is compared with; the band is about its threshold.
+        band: half width, in rms of how far the truth's pixels are from the threshold.
+    """
+    away = margin(truth)
+    differs = (margin(found) > 0) != (away > 0)
+    near = np.abs(away) <= band * float(np.sqrt(np.mean(np.square(away, dtype=np.float64))))
+    return differs & near, differs & ~near
+
+
+def margin(mask: Mask) -> npt.NDArray[np.float32]:
+    """How far each pixel of the picture is above the mask's threshold, float32 [H, W]."""
+    threshold = mask.spec.threshold
+    if mask.spec.interpolate == "logits":
+        placed = place(mask.logits, mask.placement, upsample=mask.spec.upsample)
+        away = placed - np.float32(logit(threshold))
+    else:
+        away = mask.probability - np.float32(threshold)
+    return np.asarray(away, dtype=np.float32)
 
 
 def verdict_is_settled(probability: float, threshold: float) -> bool:
@@ -80,6 +120,8 @@ def read_ties(record: object) -> Ties:
         error=_limit(document, "tied_error", TIED_ERROR),
         share=_limit(document, "tied_share", TIED_SHARE),
         flips=_limit(document, "tied_flips", TIED_FLIPS),
+        band=_limit(document, "mask_band", MASK_BAND),
+        flip_share=_limit(document, "flip_share", FLIP_SHARE),
     )
 
 

@@ -18,7 +18,14 @@ from typing import Final
 import numpy as np
 
 from rt_ris.backends.base import Array
-from rt_ris.build.limits import PROVING, Ties, read_ties, relative_error, verdict_is_settled
+from rt_ris.build.limits import (
+    PROVING,
+    Ties,
+    read_ties,
+    relative_error,
+    turned_pixels,
+    verdict_is_settled,
+)
 from rt_ris.bundle import Bundle
 from rt_ris.errors import BundleError
 from rt_ris.image import Prepared, prepare
@@ -42,6 +49,7 @@ from rt_ris.text import Tokens, TruncationWarning
 PICTURE_STEP: Final = "prepare"
 TOKEN_STEP: Final = "tokenizer"
 VERDICT_STEP: Final = "verdict"
+PIXEL_STEP: Final = "pixels"
 MASK_STEP: Final = "mask"
 TIED_MASK_STEP: Final = "tied mask"
 
@@ -52,7 +60,8 @@ class Check:
 
     Attributes:
         case: number of the picture in ``golden.npz``.
-        step: id of the stage, or ``prepare``, ``tokenizer``, ``verdict``, ``mask``, ``tied mask``.
+        step: id of the stage, or ``prepare``, ``tokenizer``, ``verdict``, ``pixels``, ``mask``,
+            ``tied mask``.
         name: of the tensor, or the sentence, or what was counted.
         error: relative error; for a mask 1 - IoU; for exact steps and what is counted a share.
         limit: the most it may be.
@@ -173,6 +182,7 @@ class _Case:
         yield from self._tensor_checks()
         yield from self._verdict_checks()
         yield from self._mask_checks()
+        yield from self._pixel_checks()
         yield from self._tied_mask_checks()
 
     def flips(self) -> int:
@@ -227,6 +237,23 @@ class _Case:
                 error=share,
                 limit=self.ties.flips,
             )
+
+    def _pixel_checks(self) -> Iterator[Check]:
+        """Pixels on the other side of the threshold, within the band around it and beyond."""
+        for row, (found, truth) in enumerate(self.pairs):
+            near, beyond = turned_pixels(found, truth, band=self.ties.band)
+            most = self.ties.flips if row in self.tied else 0.0
+            for where, pixels, limit in (
+                ("within", near, self.ties.flip_share),
+                ("beyond", beyond, most),
+            ):
+                yield Check(
+                    case=self.number,
+                    step=PIXEL_STEP,
+                    name=f"{where} the band: {truth.sentence}",
+                    error=float(pixels.mean()),
+                    limit=limit,
+                )
 
     def _mask_checks(self) -> Iterator[Check]:
         for found, truth in self.pairs:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rt_ris.backends import BACKENDS, choose
 from rt_ris.build.record import default_folder
-from rt_ris.build.replay import MASK_STEP, Check, Replay, replay
+from rt_ris.build.replay import MASK_STEP, PIXEL_STEP, Check, Replay, replay
 from rt_ris.bundle import Bundle
 from rt_ris.cli.gate import COUNTS, missed, write_passed
 from rt_ris.cli.options import add_bundle, load, print_json, shown
@@ -131,7 +131,8 @@ def _table(bundle: Bundle, found: Replay) -> str:
     """The worst comparison of each step."""
     worst: dict[tuple[str, str], Check] = {}
     for check in found.checks:
-        key = (check.step, "1 - IoU" if check.step == MASK_STEP else check.name)
+        name = "1 - IoU" if check.step == MASK_STEP else check.name
+        key = (check.step, name.split(":")[0] if check.step == PIXEL_STEP else name)
         if key not in worst or check.error > worst[key].error:
             worst[key] = check
     wide = max(len(name) for _, name in worst) + 2

@@ -324,8 +324,7 @@ def _overflow(ranges: Sequence[Range]) -> str:
         if found.nan or (found.infinite and found.node in PRODUCTS):
             return (
                 f" Values left the range of float16 first in '{found.tensor}' ({found.node}): "
-                f"{found.infinite} infinite, {found.nan} no number. --remedy auto computes such "
-                "parts in float32; --precision fp32 all."
+                f"{found.infinite} infinite, {found.nan} no number."
             )
     return ""
 
@@ -447,13 +446,23 @@ def _run(context: Context) -> None:
             break
         except ParityError as error:
             if recipe.remedy == "none" or not graphs.climb(error.stage):
-                raise
+                raise _advised(error, recipe, graphs.steps) from error
             context.say(f"{error} Remedy: {graphs.steps[-1]}")
     context.artefacts.put(
         PARITY, replace(measured.record, remedies=tuple(graphs.steps), plain=plain)
     )
     context.artefacts.put(GOLDEN, pack_golden(measured.golden))
     context.artefacts.put(RANGES, measured.ranges)
+
+
+def _advised(error: ParityError, recipe: ExportRecipe, tried: Sequence[str]) -> ParityError:
+    """A miss with what may help, or what was tried."""
+    if recipe.precision == "fp32":
+        return error
+    advice = "--remedy auto computes more of it in float32, --precision fp32 all."
+    if recipe.remedy == "auto":
+        advice = f"Tried: {'; '.join(tried) or 'nothing that would help'}. Use --precision fp32."
+    return ParityError(f"{error} {advice}", stage=error.stage, error=error.error)
 
 
 PARITY_GATE = Step(

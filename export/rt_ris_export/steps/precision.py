@@ -167,7 +167,8 @@ def _run(context: Context) -> None:
         typed.apply(name, policy)
     if half:
         share = typed.share()
-        check_share(share)
+        if context.recipe.remedy == "none":
+            check_share(share)
         context.say(
             f"{share.weights:.1%} of the weights and {share.multiply_adds:.1%} of the "
             "multiply-adds are in half precision"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from rt_ris.build.limits import relative_error
 from rt_ris.build.replay import Replay, replay
 from rt_ris.bundle import Bundle, write_bundle
 from rt_ris.errors import BundleError
+from rt_ris.image import Prepared
 from rt_ris.predictor import Predictor
+from rt_ris.session import Session
+from rt_ris.text import Tokens
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny"
 Change = Callable[[dict[str, Array]], None]
@@ -59,7 +62,33 @@ def test_golden_vectors_are_reproduced() -> None:
         *["fusion"] * 2,
         "verdict",
         *["mask"] * 2,
+        *["pixels"] * 6,
     ]
+
+
+def a_thing(arrays: dict[str, Array]) -> None:
+    """Truths with a thing of less than 5 % of the picture, of which the backend knows nothing."""
+    logits = arrays["0/logits"]
+    logits[:] = -1.0
+    logits[:, :2, :2] = 1.0
+
+
+def test_a_small_thing_that_is_gone_is_a_miss_although_its_mask_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = rewritten(tmp_path, a_thing)
+    trace = Session.trace
+
+    def blind(self: Session, picture: Prepared, tokens: Tokens) -> Mapping[str, Array]:
+        values = dict(trace(self, picture, tokens))
+        values["logits"] = np.full_like(values["logits"], -1.0)
+        return values
+
+    monkeypatch.setattr(Session, "trace", blind)
+    checks = replayed(bundle).checks
+    assert "mask" not in {check.step for check in checks}
+    missed = {(check.step, check.name.split(":")[0]) for check in checks if not check.passed}
+    assert ("pixels", "beyond the band") in missed
 
 
 def scaled(name: str, factor: float) -> Change:
