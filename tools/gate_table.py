@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +66,8 @@ def exported(arch: str, variant: str, *, remedy: str) -> dict[str, Any]:
             "exit": os.waitstatus_to_exitcode(status),
             "seconds": round(time.monotonic() - began, 1),
             "peak_mib": usage.ru_maxrss >> 10,
+            "commit": commit(),
+            "date": date.today().isoformat(),
         }
         return row | (described(bundle) if row["exit"] == 0 else {"said": said[-1:]})
 
@@ -75,6 +78,12 @@ def save_seeded(path: Path, variant: str) -> None:
     network.use_tokenizer(toy_tokenizer())
     metadata = {"architecture": "shared_ris", "variant": variant, "head": SEEDED_HEAD}
     save_checkpoint(path, network, metadata=metadata, whole=True)
+
+
+def commit() -> str:
+    """The commit that is exported with."""
+    words = ["git", "-C", str(RESULT.parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def _timed(config: Any, timings: Timings | None) -> Iterator[None]:
     if timings is None:
         yield
         return
-    timings.attach(config)
+    distrusted = timings.attach(config)
+    if distrusted:
+        _say(note=f"the timings are taken anew: {distrusted}")
     try:
         yield
     finally:

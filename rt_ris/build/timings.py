@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from rt_ris.build.trust import read_trusted
+from rt_ris.errors import IntegrityError
 
 LIMIT = 1 << 30
 
@@ -33,17 +34,24 @@ class Timings:
         self.path = path
         self.stop = threading.Event()
 
-    def attach(self, config: Any) -> None:
+    def attach(self, config: Any) -> str:
         """Give a build what is known, and a way to be stopped at its next step.
 
-        Raises:
-            IntegrityError: the file could have been written by somebody else.
+        Returns:
+            Why a file that is there is left out, as somebody else could have written it; or
+            nothing.
         """
-        known = read_trusted(self.path, limit=LIMIT) if self.path.exists() else b""
+        known, distrusted = b"", ""
+        if os.path.lexists(self.path):
+            try:
+                known = read_trusted(self.path, limit=LIMIT)
+            except IntegrityError as error:
+                distrusted = str(error)
         cache = config.create_timing_cache(known)
         if cache is None or not config.set_timing_cache(cache, False):  # another GPU's, or damaged
             config.set_timing_cache(config.create_timing_cache(b""), False)
         config.progress_monitor = _monitor(self._trt, self.stop)
+        return distrusted
 
     def save(self, config: Any) -> None:
         """Write what is known after a build, whole or not at all.

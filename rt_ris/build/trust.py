@@ -1,8 +1,8 @@
 """Reading what an engine's parser may see: an engine is code, so only from the user's own folder.
 
 NVIDIA ("Security Considerations", TensorRT 11.4) calls an engine an executable artefact that its
-own checks do not protect. Hashes find damage; that nobody else could have written the folder is
-what makes them mean more.
+own checks do not protect. Hashes find damage; that the folder is the user's own, and not everybody
+may write into it, is what makes them mean more.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
 
 def _refused(path: Path, why: str) -> IntegrityError:
     return IntegrityError(
-        f"'{path}' {why}. An engine is code that runs on this machine: only files that nobody "
-        "else could have written are opened. Build the engines here, or copy them as yourself.",
+        f"'{path}' {why}. An engine is code that runs on this machine: only files of your own or "
+        "of the administrator that not everybody may write are opened. Build the engines here, or "
+        "copy them as yourself.",
         member=path.name,
     )

@@ -260,6 +260,9 @@ def test_the_ladder_ends_where_all_is_float32(tmp_path: Path, traced: Traced) ->
         assert "float32" not in declared.values()
         onnx_graph.check_interface(onnx_graph.load(graphs.files[stage]), graphs.specs[stage])
     assert graphs.settled() == {"text_encoder"}
+    for _ in range(4):
+        assert graphs.climb("fusion")
+    assert [step.split(":")[0] for step in graphs.steps[-4:]] == [*["fusion"] * 3, "image_encoder"]
     while any(graphs.climb(name) for name in graphs.plain):
         pass
     assert graphs.settled() == set(graphs.plain)

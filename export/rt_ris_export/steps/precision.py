@@ -90,9 +90,15 @@ class TypedGraphs:
         self.operators[stage] = onnx_graph.operator_channels(model)
 
     def climb(self, stage: str) -> bool:
-        """Take the next step of the ladder for a stage; false at its end."""
-        if stage in self.settled():
+        """Take a step of the ladder, for a stage or, where it is at the end, for one before it.
+
+        Returns:
+            False where it and all before it are at the end.
+        """
+        found = self._unsettled(stage)
+        if found is None:
             return False
+        stage = found
         before = self.policies[stage]
         now = LADDER[before]
         if now == "full and given so":
@@ -104,6 +110,20 @@ class TypedGraphs:
         self.apply(stage, now)
         self.steps.append(f"{stage}: {before} -> {now}")
         return True
+
+    def _unsettled(self, stage: str) -> str | None:
+        """The stage, or the nearest of those that feed it, that is not at the end of the ladder."""
+        settled, near = self.settled(), [stage]
+        for name in near:
+            if name not in settled:
+                return name
+            read = {tensor.name for tensor in self.traced[name].inputs}
+            near += [
+                other
+                for other, spec in self.traced.items()
+                if other not in near and read.intersection(it.name for it in spec.outputs)
+            ]
+        return None
 
     def settled(self) -> frozenset[str]:
         """Ids of the stages at the end of the ladder."""

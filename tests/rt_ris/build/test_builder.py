@@ -143,6 +143,19 @@ class TestTimings:
         run(requested(tiny, world.target, timings=tmp_path / "gpu"), capsys)
         assert self.file(world, tmp_path / "gpu").read_bytes() == b"timed;"
 
+    def test_those_that_anybody_may_have_written_are_told_and_left_out(
+        self, world: Any, tiny: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        file = self.file(world, tmp_path / "gpu")
+        file.write_bytes(b"timed;")
+        file.chmod(0o666)
+        note, news = run(requested(tiny, world.target, timings=tmp_path / "gpu"), capsys)
+        assert "taken anew" in note["note"]
+        assert str(file) in note["note"]
+        assert "built" in news
+        assert world.trt._known == [b""]
+        assert not file.stat().st_mode & 0o002
+
     def test_a_failed_build_keeps_them_and_so_does_an_interrupt(
         self, world: Any, tiny: Path, tmp_path: Path, capsys: Capture
     ) -> None:
