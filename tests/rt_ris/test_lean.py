@@ -72,7 +72,7 @@ def test_importing_brings_three_libraries_and_costs_little() -> None:
         "print(json.dumps([name for name in set(sys.modules) - before if '.' not in name and "
         "'site-packages' in (getattr(sys.modules[name], '__file__', None) or '')]))"
     )
-    assert set(json.loads(run(code))) == {"numpy", "PIL", "tokenizers"}
+    assert set(json.loads(run(code))) - {"rt_ris"} == {"numpy", "PIL", "tokenizers"}
     # What is ours, beside NumPy on the same machine; the libraries are loaded before the clock.
     numpy = cpu_seconds("pass", "import numpy")
     libraries = "import numpy, PIL.Image, PIL.ExifTags, tokenizers, logging, json, hashlib"
