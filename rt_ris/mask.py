@@ -144,12 +144,13 @@ class Mask:
         """The mask, bool [H, W], true on the thing; all false where ``exists`` is false."""
         if not self.exists:
             return np.zeros(self.size, dtype=np.bool_)
-        threshold = self.spec.threshold
-        if self.spec.interpolate == "logits":
-            inside = self._place(self.logits) > np.float32(logit(threshold))
-        else:
-            inside = self.probability > np.float32(threshold)
-        return np.asarray(inside, dtype=np.bool_)
+        placed, threshold = self._placed()
+        return np.asarray(placed > threshold, dtype=np.bool_)
+
+    def margin(self) -> Floats:
+        """Float32 [H, W]: how far a pixel is above the threshold, should the thing exist."""
+        placed, threshold = self._placed()
+        return placed - threshold
 
     @cached_property
     def score(self) -> float:
@@ -164,6 +165,12 @@ class Mask:
         if not len(rows):
             return None
         return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+
+    def _placed(self) -> tuple[Floats, np.float32]:
+        """What decides on each pixel, float32 [H, W], and the threshold that it must exceed."""
+        if self.spec.interpolate == "logits":
+            return self._place(self.logits), np.float32(logit(self.spec.threshold))
+        return self.probability, np.float32(self.spec.threshold)
 
     def _place(self, grid: Floats) -> Floats:
         return place(grid, self.placement, upsample=self.spec.upsample)

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from rt_ris.build.limits import (
     PROVING,
-    margin,
     relative_error,
     scale,
     turned_pixels,
@@ -48,8 +47,9 @@ def compare_masks(
         tied: a score lies at the threshold of a hard decision.
         band: half width of the masks' tie band, in rms of the logits.
     """
-    near, beyond = turned_pixels(found, truth, band=band)
-    inside, truly = margin(found) > 0, margin(truth) > 0
+    margins = found.margin(), truth.margin()
+    near, beyond = turned_pixels(*margins, band=band)
+    inside, truly = (margin > 0 for margin in margins)
     union = int((inside | truly).sum())
     coverage = float(truly.mean())
     return MaskParity(

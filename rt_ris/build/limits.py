@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from rt_ris.errors import BundleError
 from rt_ris.manifest import PARITY
-from rt_ris.mask import Mask, logit, place
 
 PROVING: Final = (0.05, 0.95)
 """Shares of the picture between which a mask proves something: an empty or full one does not."""
@@ -66,30 +65,18 @@ class Ties:
 
 
 def turned_pixels(
-    found: Mask, truth: Mask, *, band: float
+    found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32], *, band: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Pixels on the other side of the threshold, bool [H, W]: those within the band, those beyond.
 
     Args:
-        found: a mask.
-        truth: what it is compared with; the band is about its threshold.
-        band: half width, in rms of how far the truth's pixels are from the threshold.
+        found: a mask's margin, float32 [H, W].
+        truth: the margin that it is compared with; the band is about its threshold.
+        band: half width, in rms of the truth's margin.
     """
-    away = margin(truth)
-    differs = (margin(found) > 0) != (away > 0)
-    near = np.abs(away) <= band * float(np.sqrt(np.mean(np.square(away, dtype=np.float64))))
+    differs = (found > 0) != (truth > 0)
+    near = np.abs(truth) <= band * float(np.sqrt(np.mean(np.square(truth, dtype=np.float64))))
     return differs & near, differs & ~near
-
-
-def margin(mask: Mask) -> npt.NDArray[np.float32]:
-    """How far each pixel of the picture is above the mask's threshold, float32 [H, W]."""
-    threshold = mask.spec.threshold
-    if mask.spec.interpolate == "logits":
-        placed = place(mask.logits, mask.placement, upsample=mask.spec.upsample)
-        away = placed - np.float32(logit(threshold))
-    else:
-        away = mask.probability - np.float32(threshold)
-    return np.asarray(away, dtype=np.float32)
 
 
 def verdict_is_settled(probability: float, threshold: float) -> bool:

@@ -168,6 +168,10 @@ class _Case:
         )
         self.values = predictor.session.trace(self.prepared, self.tokens)
         self.pairs = list(zip(self._masks(self.values), self._masks(golden), strict=True))
+        self.turned = [
+            turned_pixels(found.margin(), truth.margin(), band=ties.band)
+            for found, truth in self.pairs
+        ]
 
     def checks(self) -> Iterator[Check]:
         """All comparisons, in the order in which things are computed."""
@@ -187,7 +191,7 @@ class _Case:
 
     def flips(self) -> int:
         """Pixels on the other side of the threshold."""
-        return sum(int((a.binary ^ b.binary).sum()) for a, b in self.pairs)
+        return sum(int(pixels.sum()) for turned in self.turned for pixels in turned)
 
     def _tensor_checks(self) -> Iterator[Check]:
         graph = self.predictor.session.graph
@@ -228,20 +232,19 @@ class _Case:
 
     def _tied_mask_checks(self) -> Iterator[Check]:
         for row in sorted(self.tied):
-            found, truth = self.pairs[row]
-            share = float((found.binary ^ truth.binary).mean())
+            near, beyond = self.turned[row]
+            share = float((near | beyond).mean())
             yield Check(
                 case=self.number,
                 step=TIED_MASK_STEP,
-                name=truth.sentence,
+                name=self.sentences[row],
                 error=share,
                 limit=self.ties.flips,
             )
 
     def _pixel_checks(self) -> Iterator[Check]:
         """Pixels on the other side of the threshold, within the band around it and beyond."""
-        for row, (found, truth) in enumerate(self.pairs):
-            near, beyond = turned_pixels(found, truth, band=self.ties.band)
+        for row, (near, beyond) in enumerate(self.turned):
             most = self.ties.flips if row in self.tied else 0.0
             for where, pixels, limit in (
                 ("within", near, self.ties.flip_share),
@@ -250,7 +253,7 @@ class _Case:
                 yield Check(
                     case=self.number,
                     step=PIXEL_STEP,
-                    name=f"{where} the band: {truth.sentence}",
+                    name=f"{where} the band: {self.sentences[row]}",
                     error=float(pixels.mean()),
                     limit=limit,
                 )
