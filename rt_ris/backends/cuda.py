@@ -15,6 +15,16 @@ DRIVER_FILE: Final = Path("/sys/module/nvidia/version")
 """Where Linux tells the version of NVIDIA's kernel module; absent on some Jetsons."""
 
 
+def cuda_version(number: int) -> str:
+    """A version of CUDA as NVIDIA writes it: 12060 is 12.6."""
+    return f"CUDA {number // 1000}.{number % 1000 // 10}"
+
+
+def dotted(sm: int) -> str:
+    """A compute capability as NVIDIA writes it: 89 is 8.9."""
+    return f"{sm // 10}.{sm % 10}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
     """A GPU as far as engines care; two GPUs that are equal here run the same engines.
@@ -111,8 +121,7 @@ class CudaRuntime:
     def gpu(self) -> Gpu:
         """See ``Cuda``."""
         facts = self._call("cudaGetDeviceProperties", 0)
-        version = int(self._call("cudaDriverGetVersion"))
-        driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
+        driver = cuda_version(int(self._call("cudaDriverGetVersion")))
         if DRIVER_FILE.is_file():
             driver += f", {DRIVER_FILE.read_text().strip()}"
         return Gpu(

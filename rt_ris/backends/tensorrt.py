@@ -58,7 +58,7 @@ def here(target: Target) -> Here:
 def versions(target: Target) -> Mapping[str, str]:
     """Version of the library, and the GPU."""
     found = here(target)
-    gpu = f"{found.gpu.name}, compute capability {found.gpu.sm / 10}, {found.gpu.driver}"
+    gpu = f"{found.gpu.name}, compute capability {cuda.dotted(found.gpu.sm)}, {found.gpu.driver}"
     return {MODULES[target]: found.version, "gpu": gpu}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
+from rt_ris.backends.cuda import dotted
 from rt_ris.build.record import (
     LOCAL,
     EngineRecord,
@@ -132,7 +133,7 @@ def _record(folder: Path, bundle: Bundle, here: Here, stage: StageArtefact) -> E
     others = sorted(path.name for path in folder.glob(f"{stage.spec.id}.*.engine"))
     raise TargetMismatchError(
         f"'{folder}' has no engine of stage '{stage.spec.id}' for {here.target} on {here.gpu.name} "
-        f"(compute capability {here.gpu.sm / 10}); it has {', '.join(others) or 'none of it'}. "
+        f"(compute capability {dotted(here.gpu.sm)}); it has {', '.join(others) or 'none of it'}. "
         f"Build it with: {build_command(bundle, folder, here.target)}",
         expected=" or ".join(wanted),
         found=", ".join(others),

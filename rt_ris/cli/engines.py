@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rt_ris.backends import BACKENDS
+from rt_ris.backends.cuda import dotted
 from rt_ris.backends.tensorrt import here
 from rt_ris.build.find import find_engine, read_engine, read_record
 from rt_ris.build.gate import check_gate
@@ -28,7 +29,7 @@ from rt_ris.build.request import MODULES, Target
 from rt_ris.build.trust import check_folder
 from rt_ris.bundle import Bundle
 from rt_ris.cli.probe import engine
-from rt_ris.cli.requirements import Row, dotted
+from rt_ris.cli.requirements import Row
 from rt_ris.errors import IntegrityError, RtRisError, TargetMismatchError
 from rt_ris.manifest import StageArtefact
 

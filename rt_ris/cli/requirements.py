@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from rt_ris.backends import LEAST_FOR_OWN_OPERATORS
+from rt_ris.backends.cuda import cuda_version, dotted
 from rt_ris.build.engines import RTX_SMS
+from rt_ris.build.request import MOST_EXPRESSIONS
 from rt_ris.cli.probe import ONNX_RUNTIMES, Engine, Gpu, Machine
 from rt_ris.manifest import Manifest
 
@@ -31,9 +33,6 @@ LEAST_SM: Final = 75
 LEAST_CUDA: Final = 12060
 CUDA_13: Final = 13000
 """Version of CUDA whose drivers take the kernels in the wheel, and what the cu13 wheels hold."""
-
-MOST_AT_ONCE: Final = 16
-"""Sentences in one call: the most that ``Session`` runs together and engines are built for."""
 
 GRAPH_COPIES: Final = 3.0
 INNER_TENSORS: Final = 20.0
@@ -320,8 +319,8 @@ def _host_memory(manifest: Manifest, machine: Machine) -> Row:
         "host memory",
         *_room(machine.memory_mib, needed, fails=f"loading may be killed; {fewer}"),
         expected=f"about {needed} MiB to run (estimate: {GRAPH_COPIES:.0f} x {graphs:.0f} MiB of "
-        f"graphs + {INNER_TENSORS:.0f} x {passed:.1f} MiB that stages pass on for {MOST_AT_ONCE} "
-        "sentences; a build takes more)",
+        f"graphs + {INNER_TENSORS:.0f} x {passed:.1f} MiB that stages pass on for "
+        f"{MOST_EXPRESSIONS} sentences; a build takes more)",
         found=_mib(machine.memory_mib, "available"),
     )
 
@@ -337,8 +336,8 @@ def _device_memory(manifest: Manifest, machine: Machine) -> Row:
         (gpu is None, "absent", "no engine runs here"),
         *_room(free, needed, fails=f"building or running an engine runs out of memory; {fewer}"),
         expected=f"about {needed} MiB to run (estimate, never measured: {graphs:.0f} MiB of "
-        f"weights + {INNER_TENSORS:.0f} x {passed:.1f} MiB that stages pass on for {MOST_AT_ONCE} "
-        f"sentences + {CONTEXT_MIB}; a build takes more)",
+        f"weights + {INNER_TENSORS:.0f} x {passed:.1f} MiB that stages pass on for "
+        f"{MOST_EXPRESSIONS} sentences + {CONTEXT_MIB}; a build takes more)",
         found="no GPU"
         if gpu is None
         else _mib(free, "available, shared with the processor" if shared else "free")
@@ -389,13 +388,14 @@ def _first(machine: Machine) -> Gpu | None:
 
 def _graphs_mib(manifest: Manifest) -> float:
     """Size of all graphs, nearly all of it weights."""
-    return sum(manifest.members[stage.file].bytes for stage in manifest.stages) / 2**20
+    files = (name for stage in manifest.stages for name in manifest.graph_files(stage))
+    return sum(manifest.members[name].bytes for name in files) / 2**20
 
 
 def _passed_mib(manifest: Manifest) -> float:
     """Size of what stages pass on for the most sentences at once."""
     outputs = (spec for stage in manifest.stages for spec in stage.spec.outputs)
-    return sum(spec.nbytes(expressions=MOST_AT_ONCE) for spec in outputs) / 2**20
+    return sum(spec.nbytes(expressions=MOST_EXPRESSIONS) for spec in outputs) / 2**20
 
 
 def _foreign(manifest: Manifest) -> list[str]:
@@ -435,12 +435,7 @@ def _version(engine: Engine) -> str:
 
 
 def _cuda(version: int | None) -> str:
-    return "none" if version is None else f"CUDA {version // 1000}.{version % 1000 // 10}"
-
-
-def dotted(sm: int) -> str:
-    """A compute capability as NVIDIA writes it: 89 is 8.9."""
-    return f"{sm // 10}.{sm % 10}"
+    return "none" if version is None else cuda_version(version)
 
 
 def _list(sizes: tuple[int, ...]) -> str:
