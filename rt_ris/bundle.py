@@ -263,6 +263,20 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def replace_file(path: Path, raw: bytes) -> None:
+    """Write a file that appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        OSError: writing failed; what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(raw)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def storage_error(target: Path, error: OSError, *, what: str = "bundle") -> StorageError:
     """The error of an artefact that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rt_ris.build.cache import kernels_identity
 from rt_ris.build.find import RECORD_LIMIT
 from rt_ris.build.record import EngineRecord, GateRecord, Here, gate_name, verify_command
 from rt_ris.build.trust import read_trusted
-from rt_ris.bundle import Bundle, storage_error
+from rt_ris.bundle import Bundle, replace_file, storage_error
 from rt_ris.errors import IntegrityError, ManifestError, TargetMismatchError
 from rt_ris.records import from_data, parse_json, to_json
 
@@ -52,12 +51,9 @@ def write_gate(folder: Path, record: GateRecord) -> Path:
         StorageError: writing failed, such as on a full disk.
     """
     path = folder / gate_name(record.gpu)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(to_json(record))
-        os.replace(partial, path)
+        replace_file(path, to_json(record))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise storage_error(path, error, what="gate record") from error
     return path
 

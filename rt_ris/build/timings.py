@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from rt_ris.build.trust import read_trusted
+from rt_ris.bundle import replace_file
 from rt_ris.errors import IntegrityError
 
 LIMIT = 1 << 30
@@ -59,13 +60,7 @@ class Timings:
         Raises:
             OSError: it could not be written.
         """
-        known = bytes(config.get_timing_cache().serialize())
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            partial.write_bytes(known)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(self.path, bytes(config.get_timing_cache().serialize()))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

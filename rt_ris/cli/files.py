@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from rt_ris.bundle import replace_file
 from rt_ris.errors import StorageError
 
 
@@ -14,12 +14,9 @@ def write_whole(path: Path, raw: bytes) -> None:
     Raises:
         StorageError: writing failed; what was there stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(raw)
-        os.replace(partial, path)
+        replace_file(path, raw)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StorageError(
             f"{path} could not be written: {error.strerror}. Free some space, then try again.",
             path=str(path),

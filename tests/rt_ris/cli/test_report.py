@@ -128,7 +128,7 @@ def test_a_report_appears_whole_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     out.write_text("old")
-    monkeypatch.setattr("rt_ris.cli.files.os.replace", full)
+    monkeypatch.setattr("rt_ris.bundle.os.replace", full)
     words = ["verify", str(tiny), "--backend", "fake", "--report", str(out), "--overwrite"]
     assert main(words) == 6
     assert [path.name for path in out.parent.iterdir() if path.is_file()] == ["report.json"]
