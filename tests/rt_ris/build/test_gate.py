@@ -187,7 +187,7 @@ def test_a_record_that_cannot_be_written_is_a_storage_error(
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rt_ris.build.gate.os.replace", full)
+    monkeypatch.setattr("rt_ris.bundle.os.replace", full)
     assert main(world.words("verify", tiny)) == 6
     assert f"gate record {engines / GATE} could not be written: the disk is full" in (
         capsys.readouterr().err
