@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import stamp
+
 from rt_ris.bundle import Bundle
 from rt_ris_export.half import PRODUCTS
 from rt_ris_train.architecture import load
@@ -66,7 +68,7 @@ def exported(arch: str, variant: str, *, remedy: str) -> dict[str, Any]:
             "exit": os.waitstatus_to_exitcode(status),
             "seconds": round(time.monotonic() - began, 1),
             "peak_mib": usage.ru_maxrss >> 10,
-            "commit": commit(),
+            "commit": stamp.commit(),
             "date": date.today().isoformat(),
         }
         return row | (described(bundle) if row["exit"] == 0 else {"said": said[-1:]})
@@ -78,12 +80,6 @@ def save_seeded(path: Path, variant: str) -> None:
     network.use_tokenizer(toy_tokenizer())
     metadata = {"architecture": "shared_ris", "variant": variant, "head": SEEDED_HEAD}
     save_checkpoint(path, network, metadata=metadata, whole=True)
-
-
-def commit() -> str:
-    """The commit that is exported with."""
-    words = ["git", "-C", str(RESULT.parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def described(path: Path) -> dict[str, Any]:

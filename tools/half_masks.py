@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
+
+import stamp
 
 from rt_ris import Predictor
 from rt_ris.bundle import Bundle
@@ -60,13 +61,10 @@ def main() -> int:
         name: round(abs(masks[name]["oIoU"] - masks["pytorch"]["oIoU"]), 4)
         for name in ("fp32", "fp16")
     }
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     result = {
         "what": "maris-lite, the checkpoint in the package",
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": stamp.commit(),
         "versions": {name: version(name) for name in LIBRARIES},
         "data": json.loads((args.data / "synth.json").read_text("utf-8"))["assets"]["sprites"],
         "scope": "unseen scenes and backgrounds, known objects; original size; threshold 0.5; fp16 "

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
+import stamp
 
 from rt_ris import Predictor
 from rt_ris.cli import main as rt_ris
@@ -47,8 +47,8 @@ def main() -> int:
     result = {
         "what": "maris-lite, the checkpoint in the package, exported in float32",
         "date": date.today().isoformat(),
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "machine": _machine(),
+        "commit": stamp.commit(),
+        "machine": stamp.machine(),
         "versions": {name: version(name) for name in PACKAGES},
         "data": json.loads((args.data / "synth.json").read_text("utf-8"))["assets"]["sprites"],
         "masks": _masks(args.bundle, dataset, args.compared),
@@ -124,18 +124,6 @@ def _spread(values: list[float]) -> dict[str, float]:
 def _ratio(first: list[float], second: list[float]) -> float:
     pairs = zip(first[2:], second[2:], strict=True)
     return round(statistics.median(one / other for one, other in pairs), 2)
-
-
-def _machine() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    cores = sum(line.startswith("processor") for line in lines)
-    return {"processor": model, "cores": str(cores), "system": platform.platform(), "gpu": "none"}
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any, Final
 from unittest import mock
 
 import numpy as np
+import stamp
 from onnx import ModelProto
 
 from rt_ris.records import to_json
@@ -67,8 +67,8 @@ def _measured(variant: str, rounds: int) -> dict[str, object]:
         "interpreter, the weights and ONNX Runtime's arena; loaded_rss is before the first run; no "
         "picture is decoded and no mask resized",
         "date": date.today().isoformat(),
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": stamp.commit(),
+        "machine": stamp.machine(),
         "versions": {package: version(package) for package in PACKAGES},
         "attentions": attentions,
         "parts": parts,
@@ -148,20 +148,6 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     return _spread([one / other for one, other in zip(values, base, strict=True)])
-
-
-def _machine() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    cores = sum(line.startswith("processor") for line in lines)
-    return {"processor": model, "cores": str(cores), "system": platform.platform(), "gpu": "none"}
-
-
-def _commit() -> str:
-    command = ("git", "rev-parse", "HEAD")
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

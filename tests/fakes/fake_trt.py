@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
+import os
+import time
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -464,3 +467,18 @@ def _(trt: Fake, self: Any, members: Any = ()) -> None:
 for _name in ("IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuild", "IPluginV3OneRuntime"):
     BEHAVIOURS[f"{_name}.__init__"] = lambda trt, self, *given: None
 BEHAVIOURS["IPluginCreatorV3One.__init__"] = lambda trt, self: None
+
+
+def from_environment() -> Fake:
+    """The module that the environment of a test asks for."""
+    made = Fake(os.environ["RT_RIS_FAKE_TENSORRT"])
+    if os.environ.get("RT_RIS_FAKE_FAULT"):
+        made._faults.add(os.environ["RT_RIS_FAKE_FAULT"])
+    if os.environ.get("RT_RIS_FAKE_SLOW"):  # a file that says that a build is under way
+
+        def wait() -> None:
+            Path(os.environ["RT_RIS_FAKE_SLOW"]).touch()
+            time.sleep(0.02)
+
+        made._during, made._steps = wait, 1500
+    return made
