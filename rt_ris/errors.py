@@ -138,13 +138,20 @@ class RecipeError(RtRisError):
 
 
 class ParityError(RtRisError):
-    """The exported graphs do not reproduce the network; ``stage`` is the first one that differs."""
+    """The exported graphs do not reproduce the network.
+
+    ``stage`` is the first one that differs, ``cause`` the one to which that is put down: an earlier
+    one where the stage itself is right and what it was fed is not.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, stage: str = "", error: float = float("nan")) -> None:
+    def __init__(
+        self, message: str, *, stage: str = "", cause: str = "", error: float = float("nan")
+    ) -> None:
         super().__init__(message)
         self.stage = stage
+        self.cause = cause or stage
         self.error = error
 
 

@@ -133,32 +133,34 @@ def half_masks(result: dict[str, Any]) -> str:
 
 def gates(result: dict[str, Any]) -> str:
     """What the gate of each published size found."""
-    return "\n".join(line for name, found in result.items() for line in _gate(name, found["tries"]))
+    return "\n".join(line for name, found in result.items() for line in _gate(name, found))
 
 
-def _gate(name: str, tries: list[dict[str, Any]]) -> list[str]:
-    lines = ["", f"## {name}", ""]
-    for one in tries:
-        spent = f"{one['seconds'] / 60:.0f} min, {one['peak_mib'] / 1024:.1f} GiB"
-        lines.append(f"`{one['command']}`: {spent}. {_outcome(one)}")
-        lines.append("")
-    last = tries[-1]
-    if "stages" in last:
+def _gate(name: str, found: dict[str, Any]) -> list[str]:
+    spent = f"{found['seconds'] / 60:.0f} min, {found['peak_mib'] / 1024:.1f} GiB"
+    lines = ["", f"## {name}", "", f"`{found['command']}`: {spent}. {_outcome(found)}", ""]
+    if found["misses"]:
+        lines += [f"Missed first: {found['misses'][0]}", ""]
+    if "stages" in found:
         lines += [
             "| stage | half of multiply-adds | float32 alone | chained | half alone | chained "
             "| largest | infinite in products, NaN |",
             "|---|---|---|---|---|---|---|---|",
-            *map(_gate_row, last["stages"]),
+            *map(_gate_row, found["stages"]),
             "",
         ]
     return lines
 
 
-def _outcome(one: dict[str, Any]) -> str:
-    if one["exit"]:
-        return "Exit {}: {}".format(one["exit"], one["said"][-1].removeprefix("rt-ris: error: "))
-    remedies = f" Remedies: {'; '.join(one['remedies'])}." if one["remedies"] else ""
-    return f"Passed: {one['masks']} masks, smallest IoU {one['mask_iou']:.4f}.{remedies}"
+def _outcome(found: dict[str, Any]) -> str:
+    if found["exit"]:
+        said = found["said"][-1].removeprefix("rt-ris: error: ")
+        return f"Exit {found['exit']}: {said}"
+    remedies = "; ".join(found["remedies"]) or "none needed"
+    return (
+        f"Passed: {found['masks']} masks, smallest IoU {found['mask_iou']:.4f}. Remedies: "
+        f"{remedies}."
+    )
 
 
 def _gate_row(stage: dict[str, Any]) -> str:
@@ -171,29 +173,33 @@ def _gate_row(stage: dict[str, Any]) -> str:
     return f"| {stage['stage']} | {share} | {errors} | {stage['largest']:.3g} | {ended} |"
 
 
-def engines(result: dict[str, list[dict[str, Any]]]) -> str:
+def engines(result: dict[str, Any]) -> str:
     """What TensorRT-RTX needs to build each stage, and what it makes of attentions."""
     lines = [
         "",
-        "| network | stage | capabilities | s to build | builder's GiB | MiB | fused attentions |",
+        "| network | stage | capabilities | s to build | MiB | fused attentions | our plugin |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, built in result.items():
+    for name, found in result.items():
+        built = found["engines"]
         for stage in dict.fromkeys(row["stage"] for row in built):
-            rows = sorted(
-                (row for row in built if row["stage"] == stage), key=lambda row: row["sm"]
-            )
-            refused = [str(row["sm"]) for row in rows if "refused" in row]
-            rows = [row for row in rows if "refused" not in row]
-            if refused:
-                lines.append(f"| {name} | {stage} | {', '.join(refused)} | refused | | | |")
+            rows = [row for row in built if row["stage"] == stage]
             lines.append(
-                f"| {name} | {stage} | {', '.join(map(str, sorted(row['sm'] for row in rows)))} "
+                f"| {name} | {stage} {rows[0]['precision']} "
+                f"| {', '.join(map(str, sorted(row['sm'] for row in rows)))} "
                 f"| {_range([row['seconds'] for row in rows])} "
-                f"| {_range([row['peak_mib'] / 1024 for row in rows if 'peak_mib' in row])} "
                 f"| {_range([row['bytes'] / 2**20 for row in rows])} "
-                f"| {', '.join(sorted({str(row['fused_attentions']) for row in rows}))} |"
+                f"| {', '.join(sorted({str(row['fused_attentions']) for row in rows}))} "
+                f"| {'yes' if rows[0]['plugin'] else ''} |"
             )
+        for one in found["refused"]:
+            lines.append(f"| {name} | {one['stage']} | {one['sm']} | refused | | | |")
+    lines += ["", "| network | engines | s for all | GiB |", "|---|---|---|---|"]
+    for name, found in result.items():
+        lines.append(
+            f"| {name} | {len(found['engines'])} | {found['seconds']:.0f} "
+            f"| {found['peak_mib'] / 1024:.1f} |"
+        )
     return "\n".join([*lines, "", ""])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rt_ris.mask import Mask
 from rt_ris_export.parity_record import Deviation, MaskParity
 
 Array = npt.NDArray[Any]
+Values = Mapping[str, Array]
 
 
 def deviation(found: Array, truth: Array) -> Deviation:

@@ -15,6 +15,7 @@ import numpy as np
 from rt_ris.build.limits import PROVING
 from rt_ris.errors import DataError
 from rt_ris.image import Pixels, load_image
+from rt_ris_train.data.masks import BoolMask
 from rt_ris_train.data.refcoco import Ref, RefDataset
 
 GATE_PICTURES: Final = 5
@@ -31,11 +32,13 @@ class GateSample:
         name: of the picture, for messages.
         picture: uint8 [H, W, 3], RGB.
         sentences: at least two, so that both one and several expressions are run.
+        targets: bool [H, W], what each sentence means; empty where nobody has labelled it.
     """
 
     name: str
     picture: Pixels
     sentences: tuple[str, ...]
+    targets: tuple[BoolMask, ...] = ()
 
 
 def samples_of(root: Path, *, split: str) -> tuple[GateSample, ...]:
@@ -68,9 +71,14 @@ def samples_of(root: Path, *, split: str) -> tuple[GateSample, ...]:
 
 def _sample(dataset: RefDataset, pairs: list[tuple[Ref, str]]) -> GateSample:
     first = pairs[0][0]
+    refs = {text: ref for ref, text in reversed(pairs)}
     texts = tuple(dict.fromkeys(text for _, text in pairs))[:GATE_SENTENCES]
-    picture = dataset.image(first)
-    return GateSample(name=Path(first.file_name).stem, picture=picture, sentences=texts)
+    return GateSample(
+        name=first.file_name,
+        picture=dataset.image(first),
+        sentences=texts,
+        targets=tuple(dataset.mask(refs[text]) for text in texts),
+    )
 
 
 def shipped_samples() -> tuple[GateSample, ...]:

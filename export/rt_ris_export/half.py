@@ -47,7 +47,10 @@ FIXED: Final[Mapping[str, tuple[int, ...]]] = {"Resize": (1, 2)}
 """Inputs that ONNX types as float32 whatever the others are, by operator."""
 
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
-_SUFFIXES: Final[Mapping[int, str]] = {_HALF: "half", _FULL: "full"}
+HALF_SUFFIX: Final = ".half"
+"""What a stored value's name gets behind it where it is stored in half precision as well."""
+
+_SUFFIXES: Final[Mapping[int, str]] = {_HALF: HALF_SUFFIX, _FULL: ".full"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +203,7 @@ class _Converter:
         """The name under which a tensor has a type, through a cast where it has another."""
         if self.types[name] == kind:
             return name
-        target = f"{name}.{_SUFFIXES[kind]}"
+        target = f"{name}{_SUFFIXES[kind]}"
         if target not in self.cast:
             self.cast.add(target)
             if name in self.stored:
@@ -218,7 +221,7 @@ class _Converter:
         """Give an output its declared type, where it was computed in another."""
         if self.types[name] == kind:
             return
-        inner = f"{name}.{_SUFFIXES[self.types[name]]}"
+        inner = f"{name}{_SUFFIXES[self.types[name]]}"
         for node in self.nodes:
             for names in (node.output, node.input):
                 for index in (index for index, other in enumerate(names) if other == name):

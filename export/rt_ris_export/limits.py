@@ -21,6 +21,7 @@ class Limits:
         tie_band: half width within which rounding may turn a hard decision, in rms of its scores.
         flip_share: the most pixels of a mask, as a share of the picture, that may flip inside the
             tie band.
+        oiou: points of 100 by which oIoU on labelled sentences may change.
         tied_error: relative error of what a tie excuses.
         tied_share: the most samples that ties may excuse at one stage.
         tied_flips: the most pixels of a tied sentence, as a share, beyond the masks' band.
@@ -32,6 +33,7 @@ class Limits:
     mask_band: float
     tie_band: float
     flip_share: float
+    oiou: float
     tied_error: float = TIED_ERROR
     tied_share: float = TIED_SHARE
     tied_flips: float = TIED_FLIPS
@@ -46,6 +48,7 @@ LIMITS: Final[Mapping[str, Limits]] = {
         mask_band=1.0e-3,
         tie_band=1.0e-5,
         flip_share=1.0e-3,
+        oiou=0.1,
     ),
     # A half has three digits, 5e-4 a rounding; deep stages stay near 1e-3. Where a mean is taken
     # off what hardly varies, as DMMI's instance norms do with random weights, a digit is lost at
@@ -58,5 +61,6 @@ LIMITS: Final[Mapping[str, Limits]] = {
         mask_band=MASK_BAND,
         tie_band=2.0e-3,
         flip_share=FLIP_SHARE,
+        oiou=0.5,
     ),
 }

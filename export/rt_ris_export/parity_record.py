@@ -92,6 +92,23 @@ class MaskParity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelParity:
+    """Both sides beside labels, where the gate's pictures have some.
+
+    Attributes:
+        sentences: that have a labelled target; one that was asked in two calls counts twice.
+        trained: oIoU of PyTorch's masks, 0..100.
+        exported: of ours.
+        limit: points by which the two may differ.
+    """
+
+    sentences: int
+    trained: float
+    exported: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityRecord:
     """The gate's whole record.
 
@@ -109,9 +126,11 @@ class ParityRecord:
         seeded: the weights are random ones; then the logits count and the masks prove little.
         proving: number of masks that prove something.
         remedies: what a ladder has done to stages that missed.
-        plain: the stages in float32, before they were narrowed; empty for a float32 export.
+        plain: the stages in exact arithmetic, where halves do not round; empty for a float32
+            export.
         stages: in running order.
         masks: in the gate's order.
+        labels: both sides beside labels; None where the gate's pictures have none.
     """
 
     alone: float
@@ -130,6 +149,7 @@ class ParityRecord:
     masks: tuple[MaskParity, ...]
     remedies: tuple[str, ...] = ()
     plain: tuple[StageParity, ...] = ()
+    labels: LabelParity | None = None
 
     def summary(self) -> ParitySummary:
         """The numbers that go into the manifest."""

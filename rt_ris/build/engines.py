@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from rt_ris.bundle import Bundle, partial_folder, put_in_place, storage_error
 from rt_ris.errors import (
     BuildError,
     OutputError,
+    PluginError,
     RtRisError,
     StorageError,
     TargetMismatchError,
@@ -65,6 +67,7 @@ def build_engines(
         TargetMismatchError: the graphs are for ONNX Runtime alone, or no compute capability is
             named and there is no GPU.
         OutputError: the folder exists, or is inside the bundle.
+        PluginError: our kernels do not take an operator of a stage.
         BuildError: a graph was refused, or the building process died.
         StorageError: writing failed, such as on a full disk.
         IntegrityError: a graph is not the one that was sealed.
@@ -73,6 +76,8 @@ def build_engines(
     check_installed(target)
     _check_capabilities(target, sms)
     _check_out(out, bundle.path, overwrite=overwrite)
+    if plugin:
+        _check_operators(bundle.manifest.stages)
     gpu = None if sms else _gpu(target)
     order = _Order(bundle=bundle, target=target, sms=tuple(sms), gpu=gpu)
     try:
@@ -296,6 +301,20 @@ def _check_out(out: Path, bundle: Path, *, overwrite: bool) -> None:
             f"'{out}' is no folder of engines alone ('{others[0].name}'); it is left alone, choose "
             "another one (--out)."
         )
+
+
+def _check_operators(stages: Sequence[StageArtefact]) -> None:
+    """Refuse before the first engine what the building process would refuse at its stage."""
+    accepted = importlib.import_module("rt_ris_kernels.geometry").CHANNELS
+    for stage in stages:
+        for name, channels in (stage.operators or {}).items():
+            wrong = sorted(set(channels) - set(accepted))
+            if wrong:
+                raise PluginError(
+                    f"Stage '{stage.spec.id}' uses {name} with {wrong[0]} channels; our kernels "
+                    f"take {' or '.join(map(str, accepted))}. Build it from its function: "
+                    "--no-plugin."
+                )
 
 
 def _check_capabilities(target: Target, sms: Sequence[int]) -> None:

@@ -41,14 +41,15 @@ def write(root: Path, sides: list[int], *, sentences: int = 2) -> None:
 def test_masks_that_prove_nothing_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "data", [5, 60, 100, 40])
     found = samples_of(tmp_path / "data", split="test")
-    assert [sample.name for sample in found] == ["1", "3"]
+    assert [sample.name for sample in found] == ["1.png", "3.png"]
     assert found[0].sentences == ("square 1 0", "square 1 1")
+    assert [int(target.sum()) for target in found[0].targets] == [3600, 3600]
 
 
 def test_pictures_are_spread_over_the_split(tmp_path: Path) -> None:
     write(tmp_path / "data", [50] * 23)
     found = samples_of(tmp_path / "data", split="test")
-    assert [sample.name for sample in found] == ["0", "4", "8", "12", "16"]
+    assert [sample.name for sample in found] == [f"{index}.png" for index in (0, 4, 8, 12, 16)]
 
 
 @pytest.mark.parametrize(("sides", "sentences"), [([5, 100], 2), ([50], 1)])

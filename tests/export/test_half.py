@@ -16,11 +16,11 @@ from rt_ris.cli import main
 from rt_ris.errors import ParityError, PlanError
 from rt_ris.spec import LOGITS, PIXELS, StageSpec, TensorSpec
 from rt_ris_export import ExportRecipe, export_bundle, half, onnx_graph
+from rt_ris_export.measure import loosest
 from rt_ris_export.parity_record import Deviation, StageParity, TensorParity
 from rt_ris_export.rounding import Memory, RememberingRunner, RoundingRunner
 from rt_ris_export.steps import precision
 from rt_ris_export.steps.function import complete
-from rt_ris_export.steps.parity import loosest
 from rt_ris_export.workspace import Workspace
 from rt_ris_kernels.ops import KERNELS
 from rt_ris_train import architecture

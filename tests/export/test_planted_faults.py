@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from rt_ris.mask import Mask
 from rt_ris.predictor import Predictor
 from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
 from rt_ris_export.artefacts import GRAPHS
-from rt_ris_export.step import Context, Step
+from rt_ris_export.step import Context, Kind, Step
 from rt_ris_export.steps import STEPS, pack
+from rt_ris_export.steps.precision import TYPED
 from rt_ris_train.architecture import load
 
 from .conftest import Traced
@@ -47,6 +49,7 @@ class Fault:
         edit: changes the graph of ``graph`` before the gate sees it.
         patch: changes the exporter or the runtime themselves.
         half: asks for a half-precision export.
+        typed: the graph is changed after it was narrowed.
         said: what the message must tell.
     """
 
@@ -57,6 +60,7 @@ class Fault:
     edit: Edit | None = None
     patch: Patch | None = None
     half: bool = False
+    typed: bool = False
     said: str = "No bundle was written|no bundle was written"
 
 
@@ -72,7 +76,8 @@ def _products(model: ModelProto) -> list[NodeProto]:
 
 def _stored(model: ModelProto, name: str, change: Callable[[npt.NDArray[Any]], Any]) -> None:
     entry = next(entry for entry in model.graph.initializer if entry.name == name)
-    changed = np.asarray(change(numpy_helper.to_array(entry)), dtype=np.float32)
+    before = numpy_helper.to_array(entry)
+    changed = np.asarray(change(before), dtype=before.dtype)
     entry.CopyFrom(numpy_helper.from_array(changed, name))
 
 
@@ -81,11 +86,11 @@ def _scale_a_block(model: ModelProto) -> None:
     _stored(model, products[len(products) // 2].input[1], lambda weight: weight * 1.05)
 
 
-def _widen_epsilon(model: ModelProto) -> None:
+def _widen_epsilon(model: ModelProto, *, epsilon: float = 1e-2) -> None:
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
     entry = next(entry for entry in norms[0].attribute if entry.name == "epsilon")
     assert entry.f < 2e-5
-    entry.f = 1e-2
+    entry.f = epsilon
 
 
 def _set_attribute(name: str, value: float) -> Edit:
@@ -268,6 +273,25 @@ FAULTS = (
         said=r"left the range of float16 first in '\S*sum_small",
     ),
     Fault(
+        what="one product of the image encoder x 1.05 in its half-precision graph alone",
+        gate="parity",
+        stage="image_encoder",
+        graph="image_encoder",
+        edit=_scale_a_block,
+        half=True,
+        typed=True,
+        said="in half precision with other values",
+    ),
+    Fault(
+        what="the epsilon of the text encoder's first norm 1e-5 -> 1e-4 in half precision alone",
+        gate="parity",
+        stage="text_encoder",
+        graph="text_encoder",
+        edit=partial(_widen_epsilon, epsilon=1e-4),
+        half=True,
+        typed=True,
+    ),
+    Fault(
         what="the threshold of mutual attention 0.5 -> 0.6",
         gate="parity",
         stage="fusion",
@@ -377,19 +401,24 @@ FAULTS = (
 )
 
 
-def _planted(steps: tuple[Step, ...], graph: str, edit: Edit) -> tuple[Step, ...]:
-    """The table with a step behind ``function`` that spoils one graph."""
+def _planted(
+    steps: tuple[Step, ...], graph: str, edit: Edit, *, typed: bool = False
+) -> tuple[Step, ...]:
+    """The table with a step that spoils one graph, before or after it is narrowed."""
+    kind: Kind[Any] = TYPED if typed else GRAPHS
 
     def spoil(context: Context) -> None:
-        path = context.artefacts.get(GRAPHS)[graph]
+        made = context.artefacts.get(kind)
+        path = (made.files if typed else made)[graph]
         model = onnx_graph.parse(path.read_bytes())
         edit(model)
         onnx_graph.check(model)
         path.write_bytes(onnx_graph.serialise(model).graph)
-        context.artefacts.put(GRAPHS, context.artefacts.get(GRAPHS))
+        context.artefacts.put(kind, made)
 
-    step = Step(name="spoil", needs=(GRAPHS,), makes=(GRAPHS,), run=spoil)
-    behind = next(index for index, other in enumerate(steps) if other.name == "function") + 1
+    step = Step(name="spoil", needs=(kind,), makes=(kind,), run=spoil)
+    before = "precision" if typed else "function"
+    behind = next(index for index, other in enumerate(steps) if other.name == before) + 1
     return (*steps[:behind], step, *steps[behind:])
 
 
@@ -400,7 +429,7 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     steps = traced.steps()
     if fault.edit is not None:
-        steps = _planted(steps, fault.graph, fault.edit)
+        steps = _planted(steps, fault.graph, fault.edit, typed=fault.typed)
     if fault.patch is not None:
         fault.patch(monkeypatch)
     reached: list[str] = []

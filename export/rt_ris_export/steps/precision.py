@@ -15,6 +15,7 @@ from rt_ris_export.half import KEPT, WIDE, HalfShare, half_share, half_spec, to_
 from rt_ris_export.recipe import Target
 from rt_ris_export.step import Context, Kind, Step
 from rt_ris_export.tiled import tiled
+from rt_ris_export.widened import widened
 from rt_ris_export.workspace import Workspace
 
 Policy = Literal["full", "tiled", "half", "wide", "full inside", "full and given so"]
@@ -88,6 +89,21 @@ class TypedGraphs:
         self.files[stage] = self.workspace.write_graph(stage, model)
         self.formats[stage] = "onnxruntime" if onnx_graph.attentions(model) else "onnx"
         self.operators[stage] = onnx_graph.operator_channels(model)
+
+    def widened(self) -> dict[str, Path]:
+        """Write the graphs as they are in exact arithmetic: float32 files by stage id.
+
+        Raises:
+            ParityError: what a graph stores is not what was traced, rounded.
+        """
+        folder = self.workspace.folder / "widened"
+        folder.mkdir(exist_ok=True)
+        return {
+            stage: Workspace(folder).write_graph(
+                stage, widened(onnx_graph.load(file), onnx_graph.load(self.plain[stage]))
+            )
+            for stage, file in self.files.items()
+        }
 
     def climb(self, stage: str) -> bool:
         """Take a step of the ladder, for a stage or, where it is at the end, for one before it.

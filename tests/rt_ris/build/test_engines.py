@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from rt_ris.errors import (
     IntegrityError,
     MissingExtraError,
     OutputError,
+    PluginError,
     StorageError,
 )
 
@@ -268,6 +270,26 @@ def test_graphs_for_onnx_runtime_are_refused_before_anything_runs(
     assert "Stage 'text' was exported for onnxruntime" in said
     assert "rt-ris export --arch colours --variant tiny --target onnx" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_channels_without_a_kernel_are_refused_before_anything_runs(
+    bundle: Bundle, child: Child, tmp_path: Path
+) -> None:
+    child(BUILDS)
+    manifest = bundle.manifest
+    stages = [
+        replace(stage, operators={"rt_ris::MaskedMutualAttention": (64, 256)})
+        if stage.spec.id == "fusion"
+        else stage
+        for stage in manifest.stages
+    ]
+    asked = replace(bundle, manifest=replace(manifest, stages=tuple(stages)))
+    out, news = tmp_path / "out", list[str]()
+    with pytest.raises(PluginError, match="'fusion' uses .* with 64 channels; our kernels take"):
+        build_engines(asked, out, target="tensorrt-rtx", sms=(86,), say=news.append)
+    assert news == []
+    assert not out.exists()
+    build_engines(asked, out, target="tensorrt-rtx", sms=(86,), plugin=False)
 
 
 def test_words_that_are_no_capabilities(capsys: pytest.CaptureFixture[str]) -> None:
