@@ -6,8 +6,11 @@ import random
 import shutil
 from pathlib import Path
 
+import pytest
+
 from rt_ris.bundle import Bundle
 from rt_ris.predictor import Predictor
+from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
 from tests.conftest import Watch
 
 from .conftest import Traced
@@ -27,8 +30,29 @@ def places(size: int, seed: int) -> list[int]:
 
 def test_flipped_bits_of_an_exported_bundle(traced: Traced, watch: Watch, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(traced.bundle, tmp_path / "bundle"))
-    Predictor.load(bundle, threads=1).close()
     assert len(Bundle.open(bundle).manifest.stages) == 4
+    every_file_is_guarded(bundle, watch)
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_flipped_bits_of_what_only_some_bundles_hold(
+    traced: Traced, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights beside their graph, as beyond 2 GiB, and the ranges of halves."""
+    monkeypatch.setattr(onnx_graph, "MAX_BYTES", 1 << 10)
+    monkeypatch.setattr(onnx_graph, "_SET_ASIDE", 1 << 10)
+    recipe = ExportRecipe(
+        arch="maris", variant="tiny", precision="fp16", out=tmp_path / "half.bundle"
+    )
+    bundle = export_bundle(recipe, steps=traced.steps())
+    assert (bundle / "ranges.json").exists()
+    assert (bundle / "decoder.onnx.data").exists()
+    every_file_is_guarded(bundle, watch)
+
+
+def every_file_is_guarded(bundle: Path, watch: Watch) -> None:
+    """A bundle opens as it is, and with no bit of it flipped."""
+    Predictor.load(bundle, threads=1).close()
     flipped = 0
     for seed, path in enumerate(sorted(bundle.iterdir())):
         flipped += watch.flip(

@@ -285,7 +285,7 @@ def test_channels_without_a_kernel_are_refused_before_anything_runs(
     ]
     asked = replace(bundle, manifest=replace(manifest, stages=tuple(stages)))
     out, news = tmp_path / "out", list[str]()
-    with pytest.raises(PluginError, match="'fusion' uses .* with 64 channels; our kernels take"):
+    with pytest.raises(PluginError, match=r"'fusion' uses .* with 64 channels; our kernels take"):
         build_engines(asked, out, target="tensorrt-rtx", sms=(86,), say=news.append)
     assert news == []
     assert not out.exists()
