@@ -2,11 +2,10 @@
 
     python -m rt_ris_kernels.build            writes binaries/ anew
     python -m rt_ris_kernels.build --check    compiles and compares, writes nothing
-    python -m rt_ris_kernels.build --nvrtc /path/libnvrtc.so.12 --out kernels.jetpack6
-                                              cubins for drivers of CUDA 12 (JetPack 6)
 
-The compiler is nvcc 13.0 of the package ``nvidia-cuda-nvcc``; the same version writes the same
-bytes anywhere. Users need no compiler: the binary ships with the package.
+The compilers are nvcc 13.0 of the package ``nvidia-cuda-nvcc`` and, for the drivers of JetPack 6,
+which load nothing of CUDA 13, NVRTC 12.6 of ``nvidia-cuda-nvrtc-cu12``. The same versions write the
+same bytes anywhere. Users need no compiler: the binaries ship with the package.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rt_ris.errors import BuildError
-from rt_ris_kernels.binary import BINARIES, INTERFACE, NAME
+from rt_ris_kernels.binary import BINARIES, INTERFACE, NAME, cuda_12_name
 
 CSRC = Path(__file__).with_name("csrc")
 SOURCE = CSRC / f"{NAME}.cu"
@@ -35,8 +34,12 @@ ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
 PTX = 80
 """Later GPUs than those above let their driver compile this."""
 NVCC_VERSION = "13.0"
-JETPACK_6 = (80, 86, 87, 89, 90)
-"""What NVRTC 12.6 compiles for, of the above."""
+NVRTC_VERSION = "12.6"
+JETPACK_6 = (87,)
+"""Compute capabilities of the devices whose drivers end at CUDA 12.6: Orin."""
+
+Resources = Mapping[str, Mapping[str, Mapping[str, int]]]
+"""Registers, stack, spills and static shared bytes by architecture and kernel."""
 
 _FLAGS = ("-std=c++17", "-Xptxas", "-v")
 
@@ -59,7 +62,23 @@ def find_nvcc() -> str:
     return found
 
 
-def compile_fatbin(nvcc: str) -> tuple[bytes, dict[str, dict[str, dict[str, int]]]]:
+def find_nvrtc() -> Path:
+    """NVRTC 12.6 of the Python package; NVRTC names another library.
+
+    Raises:
+        BuildError: there is none.
+    """
+    packaged = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_nvrtc" / "lib"
+    found = Path(os.environ.get("NVRTC") or packaged / "libnvrtc.so.12")
+    if not found.is_file():
+        raise BuildError(
+            f"NVRTC was not found at {found}. Install the packages of the group 'cuda-build' "
+            f"(nvidia-cuda-nvrtc-cu12 {NVRTC_VERSION}), or name it with NVRTC=/path/libnvrtc.so.12."
+        )
+    return found
+
+
+def compile_fatbin(nvcc: str) -> tuple[bytes, Resources]:
     """The binary and, per architecture and kernel, what ptxas says of it.
 
     Raises:
@@ -77,7 +96,7 @@ def compile_fatbin(nvcc: str) -> tuple[bytes, dict[str, dict[str, dict[str, int]
         return out.read_bytes(), resources(report)
 
 
-def resources(report: str) -> dict[str, dict[str, dict[str, int]]]:
+def resources(report: str) -> Resources:
     """Registers, stack, spills and static shared bytes from the output of ``ptxas -v``."""
     entry = re.compile(
         r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<sm>\d+)'"
@@ -106,9 +125,18 @@ def source_sha256() -> str:
     return digest.hexdigest()
 
 
-def record(binary: bytes, used: Mapping[str, object]) -> dict[str, object]:
-    """What is stored beside the binary; ``binary.py`` reads it before any byte is loaded."""
-    return {
+def build() -> dict[str, bytes]:
+    """The files of ``binaries``, by name; the record is the last.
+
+    Raises:
+        BuildError: see ``compile_fatbin`` and ``compile_cubin``; or a kernel spills registers.
+    """
+    binary, used = compile_fatbin(find_nvcc())
+    older = {sm: compile_cubin(find_nvrtc(), sm) for sm in JETPACK_6}
+    _check_registers(used)
+    for _, figures in older.values():
+        _check_registers(figures)
+    record = {
         "interface": INTERFACE,
         "sha256": hashlib.sha256(binary).hexdigest(),
         "source_sha256": source_sha256(),
@@ -116,16 +144,23 @@ def record(binary: bytes, used: Mapping[str, object]) -> dict[str, object]:
         "architectures": list(ARCHITECTURES),
         "ptx": PTX,
         "resources": used,
+        "cuda_12": {
+            str(sm): {
+                "sha256": hashlib.sha256(code).hexdigest(),
+                "compiler": f"NVRTC {NVRTC_VERSION}",
+                "resources": figures[str(sm)],
+            }
+            for sm, (code, figures) in older.items()
+        },
+    }
+    return {
+        f"{NAME}.fatbin": binary,
+        **{cuda_12_name(sm): code for sm, (code, _) in older.items()},
+        f"{NAME}.json": (json.dumps(record, indent=1) + "\n").encode(),
     }
 
 
-def build() -> tuple[bytes, str]:
-    """The binary and its record as text.
-
-    Raises:
-        BuildError: see ``compile_fatbin``; or a kernel spills registers.
-    """
-    binary, used = compile_fatbin(find_nvcc())
+def _check_registers(used: Resources) -> None:
     spilling = [
         f"{kernel} on sm_{sm}"
         for sm, kernels in used.items()
@@ -134,19 +169,22 @@ def build() -> tuple[bytes, str]:
     ]
     if spilling:
         raise BuildError(f"Registers spill to memory in: {', '.join(spilling)}.")
-    return binary, json.dumps(record(binary, used), indent=1) + "\n"
 
 
-def compile_cubin(nvrtc: Path, sm: int) -> bytes:
-    """Machine code for one architecture by NVRTC, for drivers older than nvcc's.
+def compile_cubin(nvrtc: Path, sm: int, *, version: str = NVRTC_VERSION) -> tuple[bytes, Resources]:
+    """Machine code for one architecture by NVRTC, and what ptxas says of it.
 
     Raises:
-        BuildError: the library cannot be loaded or refuses the source.
+        BuildError: the library cannot be loaded, is of another version or refuses the source.
     """
     try:
         library = ctypes.CDLL(str(nvrtc))
     except OSError as error:
         raise BuildError(f"{nvrtc} cannot be loaded as NVRTC: {error}.") from error
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    if f"{major.value}.{minor.value}" != version:
+        raise BuildError(f"{nvrtc} is NVRTC {major.value}.{minor.value}; {version} is needed.")
     program = ctypes.c_void_p()
     header = (ctypes.c_char_p * 1)((CSRC / "machine.cuh").read_bytes())
     names = (ctypes.c_char_p * 1)(b"machine.cuh")
@@ -155,18 +193,20 @@ def compile_cubin(nvrtc: Path, sm: int) -> bytes:
     )
     if made:
         raise BuildError(f"NVRTC could not take {SOURCE.name} (code {made}).")
-    options = [f"--gpu-architecture=sm_{sm}".encode(), b"--std=c++17"]
+    options = [f"--gpu-architecture=sm_{sm}", "--std=c++17", "--ptxas-options=-v"]
+    encoded = [option.encode() for option in options]
     failed = library.nvrtcCompileProgram(
-        program, len(options), (ctypes.c_char_p * len(options))(*options)
+        program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded)
     )
+    log = _log(library, program)
     if failed:
-        raise BuildError(f"NVRTC refused {SOURCE.name} for sm_{sm}: {_log(library, program)}")
+        raise BuildError(f"NVRTC refused {SOURCE.name} for sm_{sm}: {log}")
     size = ctypes.c_size_t()
     library.nvrtcGetCUBINSize(program, ctypes.byref(size))
     code = ctypes.create_string_buffer(size.value)
     library.nvrtcGetCUBIN(program, code)
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    return code.raw
+    return code.raw, resources(log)
 
 
 def _log(library: ctypes.CDLL, program: ctypes.c_void_p) -> str:
@@ -188,28 +228,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """See the module; returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m rt_ris_kernels.build", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with what is stored")
-    parser.add_argument("--nvrtc", type=Path, help="libnvrtc.so of CUDA 12.6")
-    parser.add_argument("--out", type=Path, default=Path("kernels.jetpack6"), help="with --nvrtc")
     given = parser.parse_args(arguments)
     try:
-        if given.nvrtc:
-            given.out.mkdir(parents=True, exist_ok=True)
-            for sm in JETPACK_6:
-                (given.out / f"{NAME}.sm_{sm}.cubin").write_bytes(compile_cubin(given.nvrtc, sm))
-            return 0
-        binary, text = build()
+        files = build()
     except BuildError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    stored = BINARIES / f"{NAME}.fatbin", BINARIES / f"{NAME}.json"
     if given.check:
-        same = stored[0].read_bytes() == binary and stored[1].read_text() == text
-        print("The stored binary is what this source compiles to." if same else "They differ.")
-        return 0 if same else 1
+        stored = {path.name: path.read_bytes() for path in BINARIES.iterdir()}
+        print(
+            "The stored binaries are what this source compiles to."
+            if stored == files
+            else "They differ."
+        )
+        return 0 if stored == files else 1
     BINARIES.mkdir(exist_ok=True)
-    stored[0].write_bytes(binary)
-    stored[1].write_text(text)
-    print(f"{stored[0].name}: {len(binary)} bytes for {len(ARCHITECTURES)} architectures")
+    for name, content in files.items():
+        (BINARIES / name).write_bytes(content)
+        print(f"{name}: {len(content)} bytes")
     return 0
 
 

@@ -15,6 +15,9 @@ from rt_ris_kernels.geometry import Launch
 class Driver(Protocol):
     """What a launcher asks of CUDA; tests put a recorder in its place."""
 
+    def cuda_version(self) -> int:
+        """Of the driver: 12060 for CUDA 12.6."""
+
     def compute_capability(self, device: int) -> int:
         """Of a device, times ten: 90 for 9.0."""
 
@@ -69,6 +72,10 @@ class CudaDriver:
         self._check(driver.cuInit(0), "cuInit")
         self._contexts: dict[int, object] = {}
         self._configs: dict[tuple[Launch, int, bool], object] = {}
+
+    def cuda_version(self) -> int:
+        """See ``Driver``."""
+        return int(self._check(self._cuda.cuDriverGetVersion(), "cuDriverGetVersion"))
 
     def compute_capability(self, device: int) -> int:
         """See ``Driver``."""

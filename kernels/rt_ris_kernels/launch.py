@@ -28,8 +28,8 @@ class MaskedMutualAttentionLauncher:
         binary: the compiled kernels; those of the package by default.
 
     Raises:
-        TargetMismatchError: the GPU is older than compute capability 8.0, or the binary is of
-            another version.
+        TargetMismatchError: the GPU is older than compute capability 8.0, its driver than the
+            code for it, or the binary is of another version.
         IntegrityError: the binary's bytes are not those recorded.
         MissingExtraError: cuda-bindings is not installed.
         BackendError: CUDA refused something.
@@ -55,7 +55,8 @@ class MaskedMutualAttentionLauncher:
             )
         self.multiprocessors = self._driver.multiprocessors(device)
         self.binary = binary or load_binary()
-        self._library = self._driver.load(self.binary.code, device=device)
+        code = self.binary.code_for(capability=self.capability, cuda=self._driver.cuda_version())
+        self._library = self._driver.load(code, device=device)
         self._kernels: dict[str, tuple[object, int]] = {}
 
     def geometry(

@@ -14,12 +14,12 @@ from rt_ris.backends.cuda import Gpu
 from rt_ris.build.record import this_platform
 from rt_ris.build.request import BUCKETS, Request
 
-KEY_VERSION: Final = 1
+KEY_VERSION: Final = 2
 """Changes with whatever the builder does that no fact of the key tells, such as its flags."""
 
 
 def engine_key(
-    request: Request, *, graph_sha256: str, version: str, sm: int, gpu: Gpu | None
+    request: Request, *, graph_sha256: str, version: str, sm: int, gpu: Gpu | None, plugin: bool
 ) -> str:
     """SHA-256 over everything that decides what the builder makes.
 
@@ -29,7 +29,7 @@ def engine_key(
     facts = {
         "key": KEY_VERSION,
         "graph": graph_sha256,
-        "kernels": kernels_identity() if request.plugin else None,
+        "kernels": kernels_identity() if plugin else None,
         "target": request.target,
         "version": version,
         "platform": this_platform(),

@@ -35,8 +35,6 @@ def main(words: Sequence[str]) -> int:
         return 0
     request = from_data(Request, parse_json(Path(words[0]).read_bytes()))
     trt = importlib.import_module(MODULES[request.target])
-    if request.plugin:
-        importlib.import_module("rt_ris_kernels.plugin").register(trt)
     timings = None
     if request.timings is not None:
         timings = Timings(trt, Path(f"{request.timings}-{trt.__version__}.timing"))
@@ -45,8 +43,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def _build_all(trt: Any, request: Request, timings: Timings | None) -> int:
+    registered = False
     for job in request.jobs:
         began = time.monotonic()
+        if job.plugin and not registered:
+            importlib.import_module("rt_ris_kernels.plugin").register(trt)
+            registered = True
         try:
             found = build(trt, job, workspace_mib=request.workspace_mib, timings=timings)
         except Refused as refusal:

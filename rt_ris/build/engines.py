@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rt_ris.backends import cuda
-from rt_ris.backends.cuda import Gpu
+from rt_ris.backends.cuda import Gpu, dotted
 from rt_ris.build.cache import engine_key, timing_folder
 from rt_ris.build.find import check_graphs, read_engine, read_record
+from rt_ris.build.functions import without_functions
 from rt_ris.build.gate import read_gate
 from rt_ris.build.process import built, check_installed, installed_version
 from rt_ris.build.record import LOCAL, EngineRecord, engine_name, is_own, this_platform
@@ -76,16 +77,14 @@ def build_engines(
     check_installed(target)
     _check_capabilities(target, sms)
     _check_out(out, bundle.path, overwrite=overwrite)
-    if plugin:
-        _check_operators(bundle.manifest.stages)
     gpu = None if sms else _gpu(target)
-    order = _Order(bundle=bundle, target=target, sms=tuple(sms), gpu=gpu)
+    order = _Order(bundle=bundle, target=target, sms=tuple(sms), gpu=gpu, plugin=plugin)
+    for one in order.wanted():
+        _check_operators(one)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         timings = None if gpu is None or target != "tensorrt" else _timings(gpu, say)
-        request = Request(
-            target=target, plugin=plugin, workspace_mib=workspace_mib, timings=timings, jobs=()
-        )
+        request = Request(target=target, workspace_mib=workspace_mib, timings=timings, jobs=())
         with partial_folder(out) as folder:
             kept = _keep(out, folder, order, request) if os.path.lexists(out) else {}
             records = _build(folder, order, request, kept, say)
@@ -111,20 +110,29 @@ def build_graph(
     """
     check_installed(target)
     _check_capabilities(target, () if sm is None else (sm,))
-    job = Job(stage=graph.stem, graph=str(graph), engine=str(engine), sm=sm)
-    request = Request(target=target, plugin=plugin, workspace_mib=None, timings=None, jobs=(job,))
+    job = Job(stage=graph.stem, graph=str(graph), engine=str(engine), sm=sm, plugin=plugin)
+    request = Request(target=target, workspace_mib=None, timings=None, jobs=(job,))
     (made,) = built(request, lambda _: None)
     return made
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """One engine that is asked for."""
+    """One engine that is asked for.
+
+    Attributes:
+        stage: that it computes.
+        name: its file.
+        sm: compute capability that it is for.
+        gpu: on which it is built; None where that is not here.
+        plugin: its operators of ours become our plugin.
+    """
 
     stage: StageArtefact
     name: str
     sm: int
     gpu: Gpu | None
+    plugin: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +143,22 @@ class _Order:
     target: Target
     sms: tuple[int, ...]
     gpu: Gpu | None
+    plugin: bool
 
     def wanted(self) -> list[_Wanted]:
         """In the order in which they are built."""
         devices = [(sm, f"sm{sm}") for sm in self.sms]
         if self.gpu is not None:
             devices = [(self.gpu.sm, LOCAL)]
+        least = importlib.import_module("rt_ris_kernels.launch").LEAST_CAPABILITY
         return [
-            _Wanted(stage=stage, name=engine_name(stage, self.target, device), sm=sm, gpu=self.gpu)
+            _Wanted(
+                stage=stage,
+                name=engine_name(stage, self.target, device),
+                sm=sm,
+                gpu=self.gpu,
+                plugin=self.plugin and sm >= least and stage.operators != {},
+            )
             for stage in self.bundle.manifest.stages
             for sm, device in devices
         ]
@@ -150,7 +166,14 @@ class _Order:
     def key(self, one: _Wanted, request: Request, version: str) -> str:
         """The key of one engine by a version of the builder."""
         graph = self.bundle.manifest.graph_sha256(one.stage)
-        return engine_key(request, graph_sha256=graph, version=version, sm=one.sm, gpu=one.gpu)
+        return engine_key(
+            request,
+            graph_sha256=graph,
+            version=version,
+            sm=one.sm,
+            gpu=one.gpu,
+            plugin=one.plugin,
+        )
 
 
 def _build(
@@ -164,18 +187,13 @@ def _build(
     for name in kept:
         say(f"kept {name}: nothing that it depends on has changed")
     records = dict(kept)
-    todo = [one for one in order.wanted() if one.name not in kept]
+    todo = sorted(
+        (one for one in order.wanted() if one.name not in kept), key=lambda one: one.plugin
+    )
+    if order.plugin:
+        _say_inlined(todo, say)
     with tempfile.TemporaryDirectory() as scratch:
-        _copy_graphs(order.bundle, [one.stage for one in todo], Path(scratch))
-        jobs = tuple(
-            Job(
-                stage=one.stage.spec.id,
-                graph=str(Path(scratch) / one.stage.file),
-                engine=str(folder / one.name),
-                sm=one.sm if order.target == "tensorrt-rtx" else None,
-            )
-            for one in todo
-        )
+        jobs = _jobs(order, todo, folder, Path(scratch))
         made = built(replace(request, jobs=jobs), say) if jobs else iter(())
         for one, facts in zip(todo, made, strict=True):
             content = (folder / one.name).read_bytes()
@@ -185,15 +203,43 @@ def _build(
     return tuple(records[one.name] for one in order.wanted())
 
 
-def _copy_graphs(bundle: Bundle, stages: Sequence[StageArtefact], scratch: Path) -> None:
-    """Copy checked graphs to where nobody else changes them before the builder reads them."""
-    names = {name for stage in stages for name in bundle.manifest.graph_files(stage)}
+def _say_inlined(todo: Sequence[_Wanted], say: Callable[[str], None]) -> None:
+    """Tell for which GPUs there is no kernel of ours."""
+    for sm in sorted({one.sm for one in todo if one.stage.operators and not one.plugin}):
+        say(f"no kernel of ours for {dotted(sm)}: our operator is built from its function there")
+
+
+def _jobs(order: _Order, todo: Sequence[_Wanted], folder: Path, scratch: Path) -> tuple[Job, ...]:
+    """Jobs on graphs that were checked and copied to where nobody else changes them."""
+    jobs = tuple(
+        Job(
+            stage=one.stage.spec.id,
+            graph=str(scratch / ("plugin" if one.plugin else "function") / one.stage.file),
+            engine=str(folder / one.name),
+            sm=one.sm if order.target == "tensorrt-rtx" else None,
+            plugin=one.plugin,
+        )
+        for one in todo
+    )
     try:
-        for name in names:
-            (scratch / name).write_bytes(bundle.read(name))
+        for job, one in zip(jobs, todo, strict=True):
+            _copy_graph(order.bundle, one, Path(job.graph).parent)
     except OSError as error:
         told = storage_error(scratch, error, what="copy of the graphs")
         raise StorageError(f"{told} TMPDIR names another place for it.", path=told.path) from error
+    return jobs
+
+
+def _copy_graph(bundle: Bundle, one: _Wanted, folder: Path) -> None:
+    """A stage's graph, and its weights where they are in a second file."""
+    folder.mkdir(exist_ok=True)
+    if (folder / one.stage.file).exists():
+        return  # for another compute capability
+    for name in bundle.manifest.graph_files(one.stage):
+        content = bundle.read(name)
+        if one.plugin and name == one.stage.file:
+            content = without_functions(content)
+        (folder / name).write_bytes(content)
 
 
 def _record(
@@ -303,18 +349,16 @@ def _check_out(out: Path, bundle: Path, *, overwrite: bool) -> None:
         )
 
 
-def _check_operators(stages: Sequence[StageArtefact]) -> None:
+def _check_operators(one: _Wanted) -> None:
     """Refuse before the first engine what the building process would refuse at its stage."""
     accepted = importlib.import_module("rt_ris_kernels.geometry").CHANNELS
-    for stage in stages:
-        for name, channels in (stage.operators or {}).items():
-            wrong = sorted(set(channels) - set(accepted))
-            if wrong:
-                raise PluginError(
-                    f"Stage '{stage.spec.id}' uses {name} with {wrong[0]} channels; our kernels "
-                    f"take {' or '.join(map(str, accepted))}. Build it from its function: "
-                    "--no-plugin."
-                )
+    for name, channels in (one.stage.operators or {}).items() if one.plugin else ():
+        wrong = sorted(set(channels) - set(accepted))
+        if wrong:
+            raise PluginError(
+                f"Stage '{one.stage.spec.id}' uses {name} with {wrong[0]} channels; our kernels "
+                f"take {' or '.join(map(str, accepted))}. Build it from its function: --no-plugin."
+            )
 
 
 def _check_capabilities(target: Target, sms: Sequence[int]) -> None:

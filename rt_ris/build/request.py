@@ -26,12 +26,15 @@ class Job:
         graph: path of the ONNX file.
         engine: path of the file to write.
         sm: compute capability to build for, such as 86; None for the GPU that is there.
+        plugin: our operators become our plugin, and the graph holds no functions of them; else they
+            are built from those. Jobs without it come first, as what is registered stays so.
     """
 
     stage: str
     graph: str
     engine: str
     sm: int | None
+    plugin: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,6 @@ class Request:
 
     Attributes:
         target: which builder.
-        plugin: register our plugins first; else their operators are built from their functions.
         workspace_mib: of device memory that the builder may use.
         timings: how the file with TensorRT's timings on this GPU begins, the version follows; None
             for builders that time nothing.
@@ -48,7 +50,6 @@ class Request:
     """
 
     target: Target
-    plugin: bool
     workspace_mib: int | None
     timings: str | None
     jobs: tuple[Job, ...]

@@ -62,10 +62,17 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """What our kernels take: numbers of channels, and the least compute capability times ten."""
+    """What our kernels take.
+
+    Attributes:
+        channels: numbers of them.
+        least_sm: compute capability times ten.
+        for_cuda_12: capabilities for which a driver of CUDA 12.6 will do; others need CUDA 13.
+    """
 
     channels: tuple[int, ...]
     least_sm: int
+    for_cuda_12: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +181,14 @@ def _kernels() -> Kernels | None:
     try:
         geometry = importlib.import_module("rt_ris_kernels.geometry")
         launch = importlib.import_module("rt_ris_kernels.launch")
-        importlib.import_module("rt_ris_kernels.binary").load_binary()
+        binary = importlib.import_module("rt_ris_kernels.binary").load_binary()
     except Exception:  # absent, or its binary is damaged: either way there are none to launch
         return None
-    return Kernels(channels=tuple(geometry.CHANNELS), least_sm=int(launch.LEAST_CAPABILITY))
+    return Kernels(
+        channels=tuple(geometry.CHANNELS),
+        least_sm=int(launch.LEAST_CAPABILITY),
+        for_cuda_12=tuple(binary.for_cuda_12),
+    )
 
 
 def _memory_mib(

@@ -25,7 +25,6 @@ ARCHITECTURES: Final = ("x86_64", "amd64", "aarch64", "arm64")
 
 LEAST_ONNXRUNTIME: Final = (1, 20)
 LEAST_TENSORRT: Final = (10, 3)
-PLUGIN_WINS: Final = (10, 7)
 """TensorRT from which a registered plugin goes before the operator's function in the graph."""
 LEAST_CUDA_BINDINGS: Final = (12, 6)
 LEAST_SM: Final = 75
@@ -258,6 +257,7 @@ def _kernels(manifest: Manifest, machine: Machine) -> Row:
         (not operators, "unneeded", "the graphs are standard ONNX; a plugin changes nothing"),
         (bool(faults), "fails", "; ".join(faults) + inlined),
         (not machine.gpus, "absent", "engines may hold the plugin; none runs here"),
+        (_too_old(machine), "absent", "none for this GPU: build takes the operator's function"),
         (True, "ok", "engines run the operator by our kernels"),
         expected="; ".join(
             f"{name} with {_list(channels)} channels"
@@ -277,19 +277,19 @@ def _kernel_faults(operators: Mapping[str, tuple[int, ...]], machine: Machine) -
     for name, channels in operators.items():
         if set(channels) - set(kernels.channels):
             yield f"the builder refuses {name} with {_list(channels)} channels"
-    if gpu is None:
+    if gpu is None or machine.cuda is None or _too_old(machine):
         return
-    if gpu.sm < kernels.least_sm:
-        yield f"the kernels begin at compute capability {dotted(kernels.least_sm)}"
-    if machine.cuda is not None and machine.cuda < CUDA_13:
-        jetpack = " (JetPack 6)" if machine.l4t == 36 else ""
+    if machine.cuda < (LEAST_CUDA if gpu.sm in kernels.for_cuda_12 else CUDA_13):
         yield (
-            f"the kernels need a driver of CUDA 13, this one is {_cuda(machine.cuda)}{jetpack}: "
-            "an engine with the plugin would fail when it runs"
+            f"the kernels need a driver of CUDA 13, this one is {_cuda(machine.cuda)}: an engine "
+            "with the plugin would fail when it runs"
         )
-    tensorrt = _engine(machine, "tensorrt").version
-    if tensorrt is not None and numbers(tensorrt) < PLUGIN_WINS:
-        yield f"TensorRT {tensorrt} takes the function anyway (the plugin goes first from 10.7 on)"
+
+
+def _too_old(machine: Machine) -> bool:
+    """The GPU is older than our kernels."""
+    kernels, gpu = machine.kernels, _first(machine)
+    return kernels is not None and gpu is not None and gpu.sm < kernels.least_sm
 
 
 def _cuda_bindings(manifest: Manifest, machine: Machine) -> Row:

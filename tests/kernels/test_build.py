@@ -22,12 +22,14 @@ def test_every_gpu_has_its_code_and_no_register_spills() -> None:
     facts = json.loads((BINARIES / f"{NAME}.json").read_text())
     assert facts["source_sha256"] == build.source_sha256()
     assert load_binary().architectures == (80, 86, 87, 89, 90, 100, 110, 120)
-    assert len(load_binary().code) < LIMIT_BYTES
+    assert sum(path.stat().st_size for path in BINARIES.iterdir()) < LIMIT_BYTES
     resources = facts["resources"]
     assert list(resources) == [str(sm) for sm in build.ARCHITECTURES]
     kernels = set(resources["80"])
     assert len(kernels) == 12
-    for sm, used in resources.items():
+    older = {f"{sm}, CUDA 12": made["resources"] for sm, made in facts["cuda_12"].items()}
+    assert list(older) == ["87, CUDA 12"]
+    for sm, used in {**resources, **older}.items():
         assert set(used) == kernels
         for kernel, figures in used.items():
             assert figures["spilled_bytes"] == figures["stack_bytes"] == 0, (sm, kernel)
@@ -78,9 +80,11 @@ def test_a_library_that_is_no_nvrtc_is_refused(tmp_path: Path) -> None:
         build.compile_cubin(tmp_path / "libnvrtc.so.12", 87)
 
 
-def test_nvrtc_takes_the_source_as_it_is() -> None:
+def test_another_nvrtc_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NVRTC", str(tmp_path / "none"))
+    with pytest.raises(BuildError, match=r"NVRTC was not found at .*none"):
+        build.find_nvrtc()
     nvrtc = pytest.importorskip("nvidia")
-    (library,) = Path(nvrtc.__path__[0]).glob("cu13/lib/libnvrtc.so.13")
-    code = build.compile_cubin(library, 87)
-    assert code[:4] == b"\x7fELF"
-    assert b"forward_f16_c256_w32_p32" in code
+    (newer,) = Path(nvrtc.__path__[0]).glob("cu13/lib/libnvrtc.so.13")
+    with pytest.raises(BuildError, match=r"is NVRTC 13\.\d+; 12\.6 is needed"):
+        build.compile_cubin(newer, 87)

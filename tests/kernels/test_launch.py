@@ -38,10 +38,14 @@ class Recorder:
     """A driver that launches nothing and notes what it was asked."""
 
     capability: int = 90
+    cuda: int = 13000
     device_of: int = 0
     stream_device: int = 0
     launched: list[tuple[Launch, Arguments, bool]] = field(default_factory=list)
     room: dict[str, int] = field(default_factory=dict)
+
+    def cuda_version(self) -> int:
+        return self.cuda
 
     def compute_capability(self, device: int) -> int:
         return self.capability
@@ -217,7 +221,9 @@ def test_workspace_stays_within_its_bound(
 def copy_of_binary(folder: Path, **changed: Any) -> Path:
     facts = json.loads((BINARIES / f"{NAME}.json").read_text())
     (folder / f"{NAME}.json").write_text(json.dumps({**facts, **changed}))
-    (folder / f"{NAME}.fatbin").write_bytes((BINARIES / f"{NAME}.fatbin").read_bytes())
+    for path in BINARIES.iterdir():
+        if path.suffix != ".json":
+            (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
@@ -226,9 +232,10 @@ def test_a_binary_of_another_version_is_refused(tmp_path: Path) -> None:
         load_binary(copy_of_binary(tmp_path, interface=999))
 
 
+@pytest.mark.parametrize("name", [f"{NAME}.fatbin", f"{NAME}.cuda12.sm_87.cubin"])
 @pytest.mark.parametrize("at", [0, 1000, -1])
-def test_a_changed_binary_is_refused(tmp_path: Path, at: int) -> None:
-    path = copy_of_binary(tmp_path) / f"{NAME}.fatbin"
+def test_a_changed_binary_is_refused(tmp_path: Path, at: int, name: str) -> None:
+    path = copy_of_binary(tmp_path) / name
     code = bytearray(path.read_bytes())
     code[at] ^= 1
     path.write_bytes(code)
@@ -245,6 +252,19 @@ def test_a_binary_without_its_record_is_refused(tmp_path: Path, damage: str) -> 
         path.write_text("no JSON" if damage == "text" else "{}")
     with pytest.raises(IntegrityError, match="cannot be read"):
         load_binary(tmp_path)
+
+
+def test_jetpack_6_gets_code_that_its_driver_loads() -> None:
+    binary = load_binary()
+    assert set(binary.for_cuda_12) == {87}
+    assert binary.code_for(capability=87, cuda=13000) == binary.code
+    older = MaskedMutualAttentionLauncher(0, driver=Recorder(capability=87, cuda=12060))
+    assert older._library == binary.for_cuda_12[87]
+    for capability, cuda in ((87, 12020), (89, 12080)):
+        recorder = Recorder(capability=capability, cuda=cuda)
+        said = f"driver has CUDA 12.{cuda % 1000 // 10}; the kernels need one of CUDA 13, or on"
+        with pytest.raises(TargetMismatchError, match=said):
+            MaskedMutualAttentionLauncher(0, driver=recorder)
 
 
 def test_arrays_are_read_by_dlpack_too() -> None:

@@ -103,10 +103,15 @@ def everything(world: Any, engines: Path, tiny: Path) -> None:
     """Every way through the builder and the adapter that asks TensorRT for something."""
     made = tiny.with_name("made")
     rtx = world.target == "tensorrt-rtx"
-    job = Job(stage="text", graph=str(tiny / "text.onnx"), engine=str(made), sm=89 if rtx else None)
+    job = Job(
+        stage="text",
+        graph=str(tiny / "text.onnx"),
+        engine=str(made),
+        sm=89 if rtx else None,
+        plugin=True,
+    )
     request = Request(
         target=world.target,
-        plugin=True,
         workspace_mib=32,
         timings=None if rtx else str(tiny.with_name("gpu")),
         jobs=(job,),

@@ -200,7 +200,9 @@ def test_half_precision_goes_in_and_out(world: Any, tmp_path: Path) -> None:
     opset = [onnx.helper.make_opsetid("", 20)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "g")
     child = importlib.import_module("rt_ris.build.child")
-    job = child.Job(stage="half", graph=str(tmp_path / "g"), engine=str(tmp_path / "e"), sm=None)
+    job = child.Job(
+        stage="half", graph=str(tmp_path / "g"), engine=str(tmp_path / "e"), sm=None, plugin=False
+    )
     child.build(world.trt, job, workspace_mib=None)
     spec = StageSpec(
         id="half",

@@ -28,13 +28,23 @@ RTX = "rtx-1.7.1.116"
 
 
 def requested(
-    tiny: Path, target: Any, *, sm: int | None = None, timings: Path | None = None, **options: Any
+    tiny: Path,
+    target: Any,
+    *,
+    sm: int | None = None,
+    plugin: bool = False,
+    timings: Path | None = None,
+    **options: Any,
 ) -> Path:
     """A request for the text stage's engine."""
     job = Job(
-        stage="text", graph=str(tiny / "text.onnx"), engine=str(tiny.with_name("made")), sm=sm
+        stage="text",
+        graph=str(tiny / "text.onnx"),
+        engine=str(tiny.with_name("made")),
+        sm=sm,
+        plugin=plugin,
     )
-    given = {"plugin": False, "workspace_mib": None, **options}
+    given = {"workspace_mib": None, **options}
     request = Request(
         target=target, timings=None if timings is None else str(timings), jobs=(job,), **given
     )

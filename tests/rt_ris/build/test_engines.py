@@ -58,6 +58,7 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Child:
     return use
 
 
+OURS = "rt_ris::MaskedMutualAttention"
 BUILDS = """
 if sys.argv[3] == "version":
     print('{"version": "1.2.3.4"}')
@@ -141,13 +142,11 @@ def test_what_is_left_is_told_by_the_size_of_the_graphs(
     large.write_bytes(bytes(500))
     large.with_name("large.onnx.data").write_bytes(bytes(500))
     jobs = tuple(
-        Job(stage=path.stem, graph=str(path), engine=str(tmp_path / path.stem), sm=86)
+        Job(stage=path.stem, graph=str(path), engine=str(tmp_path / path.stem), sm=86, plugin=False)
         for path in (graph, large, graph)
     )
     said: list[str] = []
-    request = Request(
-        target="tensorrt-rtx", plugin=False, workspace_mib=None, timings=None, jobs=jobs
-    )
+    request = Request(target="tensorrt-rtx", workspace_mib=None, timings=None, jobs=jobs)
     assert len(list(built(request, said.append))) == 3
     assert said[0] == "[1/3] building graph"
     assert re.fullmatch(r"\[2/3\] building large, \d+ s so far, about 11 min left", said[1])
@@ -278,9 +277,7 @@ def test_channels_without_a_kernel_are_refused_before_anything_runs(
     child(BUILDS)
     manifest = bundle.manifest
     stages = [
-        replace(stage, operators={"rt_ris::MaskedMutualAttention": (64, 256)})
-        if stage.spec.id == "fusion"
-        else stage
+        replace(stage, operators={OURS: (64, 256)}) if stage.spec.id == "fusion" else stage
         for stage in manifest.stages
     ]
     asked = replace(bundle, manifest=replace(manifest, stages=tuple(stages)))
@@ -290,6 +287,25 @@ def test_channels_without_a_kernel_are_refused_before_anything_runs(
     assert news == []
     assert not out.exists()
     build_engines(asked, out, target="tensorrt-rtx", sms=(86,), plugin=False)
+
+
+def test_the_operator_is_built_from_its_function_where_there_is_no_kernel(
+    bundle: Bundle, child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child(BUILDS + "json.dump(request, open(os.environ['REQUEST'], 'w'))")
+    monkeypatch.setenv("REQUEST", str(tmp_path / "request.json"))
+    manifest = bundle.manifest
+    stages = [
+        replace(stage, operators={OURS: (256,)} if stage.spec.id == "fusion" else {})
+        for stage in manifest.stages
+    ]
+    asked = replace(bundle, manifest=replace(manifest, stages=tuple(stages)))
+    news: list[str] = []
+    build_engines(asked, tmp_path / "out", target="tensorrt-rtx", sms=(75, 86), say=news.append)
+    jobs = json.loads((tmp_path / "request.json").read_text())["jobs"]
+    assert [job["plugin"] for job in jobs] == [False] * 5 + [True]
+    assert (jobs[-1]["stage"], jobs[-1]["sm"]) == ("fusion", 86)
+    assert news[0] == "no kernel of ours for 7.5: our operator is built from its function there"
 
 
 def test_words_that_are_no_capabilities(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ LAPTOP = Machine(
         "cuda.bindings": Engine(),
     },
     wheels=("onnxruntime",),
-    kernels=Kernels(channels=(128, 256), least_sm=80),
+    kernels=Kernels(channels=(128, 256), least_sm=80, for_cuda_12=(87,)),
     memory_mib=16_000,
     disk_mib=50_000,
 )
@@ -135,11 +135,13 @@ def test_hopper_runs_our_kernels_and_tensorrt() -> None:
     assert {verdicts(MARIS, H100)[need] for need in ready} == {"ok"}
 
 
-def test_jetpack_6_cannot_load_our_kernels() -> None:
-    row = rows(MARIS, ORIN)["our kernels"]
+def test_cuda_12_loads_our_kernels_on_orin_alone() -> None:
+    assert verdicts(MARIS, ORIN)["our kernels"] == "ok"
+    older = rows(MARIS, replace(ORIN, cuda=12020))["our kernels"]
+    assert older.verdict == "fails"
+    row = rows(MARIS, replace(H100, cuda=12060))["our kernels"]
     assert row.verdict == "fails"
-    assert "need a driver of CUDA 13, this one is CUDA 12.6 (JetPack 6)" in row.consequence
-    assert "TensorRT 10.3.0 takes the function anyway" in row.consequence
+    assert "need a driver of CUDA 13, this one is CUDA 12.6" in row.consequence
     assert "--no-plugin" in row.consequence
     assert verdicts(bundle(), ORIN)["our kernels"] == "unneeded"
 
@@ -160,7 +162,7 @@ def test_bindings_follow_the_driver() -> None:
 
 def test_a_t4_inlines_our_operator() -> None:
     found = rows(MARIS, T4)
-    assert "begin at compute capability 8.0" in found["our kernels"].consequence
+    assert "build takes the operator's function" in found["our kernels"].consequence
     assert found["TensorRT-RTX"].verdict == "ok"
     single = rows(bundle(channels=(256,), precision="fp32"), T4)["TensorRT-RTX"]
     assert (single.verdict, "export it in fp16" in single.consequence) == ("fails", True)
@@ -226,7 +228,7 @@ def test_jetpack_5_is_too_old_in_every_way() -> None:
         python="3.8.10",
     )
     found = verdicts(MARIS, xavier)
-    needs = ("Python", "NVIDIA driver", "GPU", "TensorRT", "TensorRT-RTX", "our kernels")
+    needs = ("Python", "NVIDIA driver", "GPU", "TensorRT", "TensorRT-RTX")
     assert {found[need] for need in needs} == {"fails"}
 
 
