@@ -16,8 +16,8 @@ from rt_ris.backends import cuda
 from rt_ris.backends.cuda import Gpu, dotted
 from rt_ris.build.cache import engine_key, timing_folder
 from rt_ris.build.find import check_graphs, read_engine, read_record
-from rt_ris.build.functions import without_functions
 from rt_ris.build.gate import read_gate
+from rt_ris.build.onnx_file import without_functions
 from rt_ris.build.process import built, check_installed, installed_version
 from rt_ris.build.record import LOCAL, EngineRecord, engine_name, is_own, this_platform
 from rt_ris.build.request import BUCKETS, Job, Request, Target

@@ -1,4 +1,4 @@
-"""Functions are cut out of ONNX files along the frames of protocol buffers."""
+"""ONNX files are read along the frames of protocol buffers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rt_ris.build.functions import without_functions
+from rt_ris.build.onnx_file import node_count, without_functions
 from rt_ris.errors import BundleError
 
 
@@ -39,6 +39,7 @@ def test_a_graph_of_the_exporter(tiny: Path) -> None:
     helper = onnx.helper
     model = onnx.load(tiny / "fusion.onnx")
     before = model.SerializeToString(deterministic=True)
+    assert node_count(before) == len(model.graph.node) > 1
     node = helper.make_node("Identity", ["x"], ["y"])
     opset = [helper.make_opsetid("", 20)]
     model.functions.append(helper.make_function("own", "f", ["x"], ["y"], [node], opset))
