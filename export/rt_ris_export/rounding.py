@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -51,8 +51,8 @@ RANGES: Final = Kind[Mapping[str, Sequence[Range]]]("ranges")
 """Of every half tensor, by stage id; empty in float32."""
 
 
-Memory = dict[bytes, tuple[dict[bytes, Sequence[Array]], dict[str, Range]]]
-"""By a graph's hash: what it made of inputs, by their hash, and the ranges of its tensors."""
+Memory = dict[bytes, dict[bytes, tuple[Sequence[Array], Mapping[str, Range]]]]
+"""By a graph's hash, by that of its inputs: what it made of them, and the ranges of its tensors."""
 
 
 class RoundingRunner(Runner):
@@ -105,15 +105,22 @@ class RoundingRunner(Runner):
             nan = int(np.isnan(rounded).sum())
             infinite = rounded.size - int(finite.sum()) - nan
             largest = float(np.abs(rounded[finite]).max(initial=0.0))
-        before = self._ranges.get(name)
-        self._ranges[name] = Range(
-            tensor=name,
-            node=node.op_type,
-            largest=max(largest, before.largest if before else 0.0),
-            infinite=infinite + (before.infinite if before else 0),
-            nan=nan + (before.nan if before else 0),
+        self._note(
+            Range(tensor=name, node=node.op_type, largest=largest, infinite=infinite, nan=nan)
         )
         return rounded
+
+    def _note(self, found: Range) -> None:
+        """Add a run's range of a tensor to those before."""
+        before = self._ranges.get(found.tensor)
+        if before is not None:
+            found = replace(
+                found,
+                largest=max(found.largest, before.largest),
+                infinite=found.infinite + before.infinite,
+                nan=found.nan + before.nan,
+            )
+        self._ranges[found.tensor] = found
 
     def _compute(self, node: NodeProto, given: Sequence[Array]) -> Sequence[Array]:
         if node.op_type == "Cast" and self._types[node.input[0]] in (_HALF, _FULL):
@@ -168,7 +175,7 @@ class RememberingRunner(RoundingRunner):
         super().__init__(spec, model)
         written = onnx_graph.serialise(model)
         graph = hashlib.sha256(written.graph + written.data).digest()
-        self._made, self._ranges = memory.setdefault(graph, ({}, {}))
+        self._made = memory.setdefault(graph, {})
 
     def _run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         seen = hashlib.sha256()
@@ -177,8 +184,14 @@ class RememberingRunner(RoundingRunner):
             seen.update(np.ascontiguousarray(array).data)
         key = seen.digest()
         if key not in self._made:
-            self._made[key] = super()._run(inputs)
-        return [array.copy() for array in self._made[key]]
+            before, self._ranges = self._ranges, {}
+            made = super()._run(inputs)
+            self._made[key] = (made, self._ranges)
+            self._ranges = before
+        made, ranges = self._made[key]
+        for found in ranges.values():
+            self._note(found)
+        return [array.copy() for array in made]
 
 
 def _opened(node: NodeProto, kinds: Sequence[int], results: Sequence[int], opset: int) -> Any:  # noqa: ANN401

@@ -288,6 +288,35 @@ def test_a_stage_that_did_not_change_is_not_run_again(traced: Traced) -> None:
         again.run({**given, "token_ids": ids + 1})
 
 
+def test_ranges_are_of_what_a_runner_was_asked_alone() -> None:
+    """What a graph made of other inputs, in an attempt that was given up, is none of its ranges."""
+    node = helper.make_node("Mul", ["x", "x"], ["y"], name="square")
+    shape = (TensorProto.FLOAT16, [2])
+    model = helper.make_model(
+        helper.make_graph(
+            [node],
+            "g",
+            [helper.make_tensor_value_info("x", *shape)],
+            [helper.make_tensor_value_info("y", *shape)],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    tensors = [TensorSpec(name=name, dtype="float16", shape=(2,)) for name in ("x", "y")]
+    spec = StageSpec(id="g", inputs=(tensors[0],), outputs=(tensors[1],))
+    memory: Memory = {}
+    large, small = np.float16([1000, 2]), np.float16([3, 2])
+    RememberingRunner(spec, model, memory=memory).run({"x": large})
+    again = RememberingRunner(spec, model, memory=memory)
+    for _ in range(2):
+        again.run({"x": small})
+    (found,) = again.ranges
+    assert (found.largest, found.infinite) == (9.0, 0)
+    again.run({"x": large})
+    (found,) = again.ranges
+    assert (found.largest, found.infinite) == (9.0, 1)
+
+
 def test_a_wrong_mask_is_put_down_to_a_stage_that_can_still_be_remedied() -> None:
     def measured(stage: str, error: float) -> StageParity:
         found = Deviation(relative=error, peak=error)
