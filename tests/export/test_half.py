@@ -303,7 +303,7 @@ def test_ranges_are_of_what_a_runner_was_asked_alone() -> None:
         ir_version=10,
     )
     tensors = [TensorSpec(name=name, dtype="float16", shape=(2,)) for name in ("x", "y")]
-    spec = StageSpec(id="g", inputs=(tensors[0],), outputs=(tensors[1],))
+    spec = StageSpec(id="g", role="fusion", inputs=(tensors[0],), outputs=(tensors[1],))
     memory: Memory = {}
     large, small = np.float16([1000, 2]), np.float16([3, 2])
     RememberingRunner(spec, model, memory=memory).run({"x": large})
