@@ -26,6 +26,8 @@ class, so that the command line needs no table of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -141,18 +143,26 @@ class ParityError(RtRisError):
     """The exported graphs do not reproduce the network.
 
     ``stage`` is the first one that differs, ``cause`` the one to which that is put down: an earlier
-    one where the stage itself is right and what it was fed is not.
+    one where the stage itself is right and what it was fed is not. ``measured`` is what the gate
+    found until then, as plain data.
     """
 
     exit_code = 1
 
     def __init__(
-        self, message: str, *, stage: str = "", cause: str = "", error: float = float("nan")
+        self,
+        message: str,
+        *,
+        stage: str = "",
+        cause: str = "",
+        error: float = float("nan"),
+        measured: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         super().__init__(message)
         self.stage = stage
         self.cause = cause or stage
         self.error = error
+        self.measured = measured
 
 
 class PlanError(RtRisError):

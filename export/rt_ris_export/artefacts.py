@@ -26,6 +26,9 @@ PARITY: Final = Kind[ParityRecord]("parity")
 GOLDEN: Final = Kind[bytes]("golden")
 """``golden.npz``: inputs from the gate and what PyTorch answers."""
 
+MEASURED: Final = Kind[Mapping[str, str]]("measured")
+"""SHA-256 of the files that the gate measured, by name."""
+
 SEALED: Final = Kind[Path]("sealed bundle")
 """The bundle in the workspace, before the runtime has replayed it."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from rt_ris.build.limits import PROVING
 from rt_ris.errors import DataError
 from rt_ris.image import Pixels, load_image
-from rt_ris_train.data.masks import BoolMask
+from rt_ris_train.data.masks import BoolMask, decode_segmentation
 from rt_ris_train.data.refcoco import Ref, RefDataset
 
 GATE_PICTURES: Final = 5
@@ -32,13 +32,13 @@ class GateSample:
         name: of the picture, for messages.
         picture: uint8 [H, W, 3], RGB.
         sentences: at least two, so that both one and several expressions are run.
-        targets: bool [H, W], what each sentence means; empty where nobody has labelled it.
+        targets: what each sentence means, bool [H, W]; None where nobody has labelled it.
     """
 
     name: str
     picture: Pixels
     sentences: tuple[str, ...]
-    targets: tuple[BoolMask, ...] = ()
+    targets: tuple[BoolMask | None, ...]
 
 
 def samples_of(root: Path, *, split: str) -> tuple[GateSample, ...]:
@@ -82,14 +82,51 @@ def _sample(dataset: RefDataset, pairs: list[tuple[Ref, str]]) -> GateSample:
 
 
 def shipped_samples() -> tuple[GateSample, ...]:
-    """The photographs in this package; their licences lie beside them."""
+    """The photographs in this package; their licences lie beside them.
+
+    Labels are polygons drawn by hand, of what is large enough.
+    """
     folder = resources.files("rt_ris_export") / "gate"
-    listed: Mapping[str, list[str]] = json.loads((folder / "gate.json").read_text("utf-8"))
+    listed: Mapping[str, Mapping[str, list[list[float]]]] = json.loads(
+        (folder / "gate.json").read_text("utf-8")
+    )
     samples = []
-    for file, sentences in listed.items():
+    for file, labels in listed.items():
         with resources.as_file(folder / file) as path:
             picture = load_image(path)
+        height, width, _ = picture.shape
+        targets = (
+            decode_segmentation(polygons, height=height, width=width) if polygons else None
+            for polygons in labels.values()
+        )
         samples.append(
-            GateSample(name=file.split(".")[0], picture=picture, sentences=tuple(sentences))
+            GateSample(
+                name=file.split(".")[0],
+                picture=picture,
+                sentences=tuple(labels),
+                targets=tuple(targets),
+            )
         )
     return tuple(samples)
+
+
+def sideways_sample() -> GateSample:
+    """What pictures in landscape format with short sentences leave out of a graph.
+
+    A picture in portrait format, whose border is on its right; more sentences at once than
+    elsewhere; sentences of many lengths, up to one that is cut.
+    """
+    first = shipped_samples()[0]
+    words = "the cat that looks to the right of the camera with two green eyes and long whiskers"
+    return GateSample(
+        name=f"{first.name} on its side",
+        picture=np.ascontiguousarray(first.picture.transpose(1, 0, 2)),
+        sentences=(
+            "the cat",
+            " ".join(words.split()[:10]),
+            words,
+            " and ".join([words] * 8),
+            "the ear at the bottom of the picture on the left",
+        ),
+        targets=(None,) * 5,
+    )

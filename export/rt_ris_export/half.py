@@ -121,8 +121,8 @@ def to_half(
         kept: inputs and outputs that stay float32.
 
     Raises:
-        PlanError: a graph inside a node, which the policy does not cover, or a type that cannot be
-            inferred.
+        PlanError: a graph inside a node, which the policy does not cover, moments that are not in
+            float32, or a type that cannot be inferred.
     """
     return _Converter(model, also_full, kept).converted()
 
@@ -168,6 +168,8 @@ class _Converter:
     def _convert(self, node: NodeProto) -> None:
         if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
             raise PlanError(f"Node '{node.name}' ({node.op_type}) holds a graph; not in fp16.")
+        if any(entry.name == "stash_type" and entry.i != _FULL for entry in node.attribute):
+            raise PlanError(f"Node '{node.name}' ({node.op_type}) takes its moments in halves.")
         full = (
             self.also_full is None
             or node.op_type in FULL | self.also_full

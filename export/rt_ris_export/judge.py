@@ -27,10 +27,12 @@ class MaskJudge:
     Args:
         spec: how logits become masks.
         limits: what is allowed.
+        labelled: compare both sides with labels, where pictures have some.
     """
 
     spec: MaskSpec
     limits: Limits
+    labelled: bool = True
     masks: list[MaskParity] = field(default_factory=list)
     trained: Metrics = field(default_factory=Metrics)
     exported: Metrics = field(default_factory=Metrics)
@@ -55,9 +57,11 @@ class MaskJudge:
                     band=self.limits.mask_band,
                 )
             )
-        for target, mine, true in zip(seen.sample.targets, ours, truth, strict=False):
-            self.trained.update(true.margin() > 0, target, absent=False)
-            self.exported.update(mine.margin() > 0, target, absent=False)
+        targets = seen.sample.targets if self.labelled else ()
+        for target, mine, true in zip(targets, ours, truth, strict=False):  # a call may ask less
+            if target is not None:
+                self.trained.update(true.margin() > 0, target, absent=False)
+                self.exported.update(mine.margin() > 0, target, absent=False)
 
     def labels(self) -> LabelParity | None:
         """What labels say of both sides; None where the gate's pictures have none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from rt_ris.backends.base import Runner
 from rt_ris.build.limits import EXISTENCE_BAND
 from rt_ris.errors import ParityError
 from rt_ris.manifest import StageArtefact
+from rt_ris.records import to_data
 from rt_ris.spec import (
     PIXELS,
     TOKEN_IDS,
@@ -41,6 +43,7 @@ from rt_ris_export.parity_record import (
 from rt_ris_export.rounding import Range, RoundingRunner
 from rt_ris_export.ties import Opener, TieFinder, typed
 from rt_ris_export.truth import Observation, counted
+from rt_ris_export.widened import check_tables
 from rt_ris_train.architecture import ReferringNetwork
 
 _EXTERNAL: Final = frozenset({PIXELS, VALID_BOX, TOKEN_IDS, TOKEN_MASK})
@@ -122,7 +125,7 @@ def measure(
         opened: opens a graph to run it; None takes ONNX Runtime.
         settled: ids of stages that no remedy is left for; while there are others, a wrong mask is
             put down to one of those.
-        seeded: the weights are random ones, for the record.
+        seeded: the weights are random ones, whose masks labels say nothing about.
         say: takes messages about progress.
 
     Returns:
@@ -134,24 +137,27 @@ def measure(
     runs = tuple(map(_Run.of, observed))
     stages: list[StageParity] = []
     ranges: dict[str, Sequence[Range]] = {}
-    for plain in network.graph().stages:
-        say(f"comparing {plain.id}")
-        spec = plain if specs is None else specs[plain.id]
-        before = [stage for stage in stages if stage.id not in settled]
-        with _StageGate(
-            spec,
-            onnx_graph.load(graphs[spec.id]),
-            cause=loosest(before) if before else spec.id,
-            of_image=network.graph().dependency(spec.id) is Dependency.IMAGE,
-            limits=limits,
-            opened=opened or _open,
-        ) as gate:
-            stages.append(gate.measure(runs))
-            ranges[spec.id] = gate.ranges()
-    judge = MaskJudge(spec=network.mask, limits=limits)
-    for run in runs:
-        judge.add(run, run.chained, tied=run.tied | run.excused)
-    judge.judge(loosest(stages, settled))
+    judge = MaskJudge(spec=network.mask, limits=limits, labelled=not seeded)
+    with _told(stages, ranges):
+        for traced in network.stages():
+            say(f"comparing {traced.spec.id}")
+            spec = traced.spec if specs is None else specs[traced.spec.id]
+            before = [stage for stage in stages if stage.id not in settled]
+            model = onnx_graph.load(graphs[spec.id])
+            check_tables(model, traced.module)
+            with _StageGate(
+                spec,
+                model,
+                cause=loosest(before) if before else spec.id,
+                of_image=network.graph().dependency(spec.id) is Dependency.IMAGE,
+                limits=limits,
+                opened=opened or _open,
+            ) as gate:
+                stages.append(gate.measure(runs))
+                ranges[spec.id] = gate.ranges()
+        for run in runs:
+            judge.add(run, run.chained, tied=run.tied | run.excused)
+        judge.judge(loosest(stages, settled))
     record = ParityRecord(
         alone=limits.alone,
         tolerance=limits.tolerance,
@@ -171,6 +177,16 @@ def measure(
     )
     golden = tuple(_golden(run) for run in runs if len(run.tokens.sentences) > 1)
     return Measured(record=record, golden=golden, ranges=ranges)
+
+
+@contextmanager
+def _told(stages: Sequence[StageParity], ranges: Mapping[str, Sequence[Range]]) -> Iterator[None]:
+    """A miss carries what was measured until then."""
+    try:
+        yield
+    except ParityError as error:
+        error.measured = {"stages": to_data(stages), "ranges": to_data(ranges)}
+        raise
 
 
 class _StageGate:

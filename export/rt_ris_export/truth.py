@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from rt_ris.image import Prepared, prepare
 from rt_ris.spec import PIXELS, TOKEN_IDS, TOKEN_MASK, VALID_BOX, Dependency
-from rt_ris.text import Tokenizer, Tokens
+from rt_ris.text import Tokenizer, Tokens, TruncationWarning
 from rt_ris_export.gate_data import GateSample
 from rt_ris_train.architecture import ReferringNetwork, device_of
 
@@ -55,7 +56,9 @@ def _observed(
     seen: Mapping[str, Array] = {PIXELS: prepared.pixels, VALID_BOX: prepared.valid_box}
     for sentences in (sample.sentences, sample.sentences[:1]):
         say(f"PyTorch on {sample.name} with {counted(len(sentences))}")
-        tokens = tokenizer.encode(sentences)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # one sentence is meant to be cut
+            tokens = tokenizer.encode(sentences)
         given = {TOKEN_IDS: tokens.token_ids, TOKEN_MASK: tokens.token_mask}
         truth = activations(network, {**seen, **given})
         seen = {name: truth[name] for name in truth if dependency[name] is Dependency.IMAGE}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rt_ris.bundle import Bundle
 from rt_ris.cli.options import add_json, add_weights, print_json, shown
 from rt_ris.cli.stopping import stoppable
+from rt_ris.errors import ParityError
 
 if TYPE_CHECKING:
     from rt_ris_export.parity_record import ParityRecord
@@ -82,8 +83,14 @@ def run(args: argparse.Namespace) -> int:
         gate_split=args.gate_split,
         overwrite=args.overwrite,
     )
-    with stoppable():
-        path = export_bundle(recipe, progress=_progress)
+    try:
+        with stoppable():
+            path = export_bundle(recipe, progress=_progress)
+    except ParityError as error:
+        if args.json:  # what was measured until then helps to see why
+            missed = {"missed": str(error), "stage": error.stage, "cause": error.cause}
+            print_json({**missed, "parity": dict(error.measured)})
+        raise
     seconds = round(time.perf_counter() - began, 1)
     record = read_record(path)
     precision = _precision(path)
@@ -140,10 +147,16 @@ def _table(path: Path, record: ParityRecord, *, seconds: float) -> str:
         for tensor in stage.tensors
     ]
     lines += [
-        f"  limit {summary.relative_error_limit:.0e}: passed",
+        f"  {'limit, passed':<31}{record.alone:11.1e}{record.tolerance:17.1e}",
         f"masks: {summary.cases}, smallest IoU {summary.mask_iou:.4f}, {summary.flips} pixels "
         f"flipped; {record.proving} cover 5 to 95 % of their picture and so prove something",
     ]
+    if record.labels is not None:
+        labels = record.labels
+        lines.append(
+            f"oIoU on {labels.sentences} labelled sentences: {labels.trained:.2f} in PyTorch, "
+            f"{labels.exported:.2f} exported (limit {labels.limit} points apart)"
+        )
     lines += [f"remedy: {step}" for step in record.remedies]
     if record.seeded:
         lines.append("The weights are seeded random ones, not trained: masks mean nothing.")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import rt_ris.image
 import rt_ris.mask
@@ -131,6 +131,61 @@ def _drop_padding_mask(model: ModelProto) -> None:
         helper.make_node("Or", [mask, padded], [f"{mask}.faulty"], name="all"),
     ]
     _insert(model, mask, made)
+
+
+def _between(model: ModelProto, tensor: str, operator: str, constant: npt.NDArray[Any]) -> None:
+    """Everything reads an input through one more operator with a constant."""
+    other, faulty = f"{tensor}.constant", f"{tensor}.faulty"
+    model.graph.initializer.append(numpy_helper.from_array(constant, other))
+    _insert(model, tensor, [helper.make_node(operator, [tensor, other], [faulty], name=faulty)])
+
+
+def _ignore_border_on_the_right(model: ModelProto) -> None:
+    _between(model, "valid_box", "Max", np.array([[0, 0, 0, 128]], np.int32))
+
+
+def _drop_late_words(model: ModelProto) -> None:
+    words = next(value for value in model.graph.input if value.name == "token_mask")
+    most = words.type.tensor_type.shape.dim[1].dim_value
+    _between(model, "token_mask", "And", np.arange(most)[None] < 10)
+
+
+def _drop_words_of_the_fourth(model: ModelProto) -> None:
+    """From the fourth sentence of a call on, no word counts."""
+    mask = "token_mask"
+    for name, values in {"zero": 0, "four": 4, "last": [1], "one": [[1]]}.items():
+        stored = numpy_helper.from_array(np.array(values, np.int64), name)
+        model.graph.initializer.append(stored)
+    made = [
+        helper.make_node("Shape", [mask], ["n"], name="n", start=0, end=1),
+        helper.make_node("Concat", ["n", "last"], ["n_1"], name="n_1", axis=0),
+        helper.make_node("Expand", ["one", "n_1"], ["ones"], name="ones"),
+        helper.make_node("CumSum", ["ones", "zero"], ["place"], name="place"),
+        helper.make_node("Less", ["place", "four"], ["early"], name="early"),
+        helper.make_node("And", [mask, "early"], [f"{mask}.faulty"], name="faulty"),
+    ]
+    _insert(model, mask, made)
+
+
+def _spoil_rare_words(model: ModelProto) -> None:
+    """Rows of the vocabulary that no sentence of the gate reads."""
+    table = next(entry for entry in model.graph.initializer if entry.dims[:1] == [49408])
+    rows = slice(20_000, 20_010)
+
+    def change(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        changed = weight.copy()
+        changed[rows] *= -3.0
+        return changed
+
+    _stored(model, table.name, change)
+
+
+def _halve_moments(model: ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            kept = [entry for entry in node.attribute if entry.name != "stash_type"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("stash_type", TensorProto.FLOAT16)])
 
 
 def _append(model: ModelProto, output: str, operator: str, *, constant: npt.NDArray[Any]) -> None:
@@ -280,7 +335,7 @@ FAULTS = (
         edit=_scale_a_block,
         half=True,
         typed=True,
-        said="in half precision with other values",
+        said="than its float32 graph, rounded",
     ),
     Fault(
         what="the epsilon of the text encoder's first norm 1e-5 -> 1e-4 in half precision alone",
@@ -290,6 +345,56 @@ FAULTS = (
         edit=partial(_widen_epsilon, epsilon=1e-4),
         half=True,
         typed=True,
+    ),
+    Fault(
+        what="moments of the text encoder's norms in half precision",
+        gate="parity",
+        stage="text_encoder",
+        graph="text_encoder",
+        edit=_halve_moments,
+        half=True,
+        typed=True,
+        said="takes its moments in half precision",
+    ),
+    Fault(
+        what="ten rows of the vocabulary that no sentence of the gate reads x -3",
+        gate="parity",
+        stage="text_encoder",
+        graph="text_encoder",
+        edit=_spoil_rare_words,
+        said="other values of .* than the network",
+    ),
+    Fault(
+        what="the same ten rows in half precision alone",
+        gate="parity",
+        stage="text_encoder",
+        graph="text_encoder",
+        edit=_spoil_rare_words,
+        half=True,
+        typed=True,
+        said="than its float32 graph, rounded",
+    ),
+    Fault(
+        what="the border on the right of pictures in portrait format ignored",
+        gate="parity",
+        stage="image_encoder",
+        graph="image_encoder",
+        edit=_ignore_border_on_the_right,
+    ),
+    Fault(
+        what="words from the eleventh token on dropped",
+        gate="parity",
+        stage="fusion",
+        graph="fusion",
+        edit=_drop_late_words,
+    ),
+    Fault(
+        what="words of the fourth sentence of a call and of later ones dropped",
+        gate="parity",
+        stage="fusion",
+        graph="fusion",
+        edit=_drop_words_of_the_fourth,
+        half=True,
     ),
     Fault(
         what="the threshold of mutual attention 0.5 -> 0.6",
@@ -361,6 +466,16 @@ FAULTS = (
         gate="replay",
         stage="fusion",
         patch=_member("fusion.onnx", _perturb),
+    ),
+    *(
+        Fault(
+            what=f"a graph of half precision sealed that is not the one measured: {stage} x 1.05",
+            gate="replay",
+            stage=stage,
+            patch=_member(f"{stage}.onnx", _perturb),
+            half=True,
+        )
+        for stage in ("image_encoder", "text_encoder", "fusion", "decoder")
     ),
     Fault(
         what="RGB swapped where rt_ris.image resizes",

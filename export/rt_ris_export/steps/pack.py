@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import rt_ris
 from rt_ris.bundle import write_bundle
@@ -15,7 +14,6 @@ from rt_ris.manifest import TOKENIZER, Manifest, Provenance, StageArtefact
 from rt_ris.records import to_json
 from rt_ris.spec import TargetSpec
 from rt_ris_export.artefacts import GOLDEN, NETWORK, PARITY, SEALED, WEIGHTS
-from rt_ris_export.onnx_graph import DATA
 from rt_ris_export.parity_record import ParityRecord
 from rt_ris_export.rounding import RANGES
 from rt_ris_export.step import Context, Step
@@ -88,14 +86,6 @@ def _provenance(loaded: LoadedNetwork, weights: Sequence[Imported]) -> Provenanc
     )
 
 
-def _files(graphs: TypedGraphs) -> Iterator[Path]:
-    for path in graphs.files.values():
-        yield path
-        data = path.with_name(path.name + DATA)
-        if data.exists():
-            yield data
-
-
 def _run(context: Context) -> None:
     artefacts = context.artefacts
     loaded, graphs = artefacts.get(NETWORK), artefacts.get(TYPED)
@@ -110,7 +100,7 @@ def _run(context: Context) -> None:
             PARITY_FILE: to_json(parity),
             GOLDEN_FILE: artefacts.get(GOLDEN),
             **({RANGES_FILE: to_json(artefacts.get(RANGES))} if any_half else {}),
-            **{path.name: path for path in _files(graphs)},
+            **{path.name: path for stage in graphs.files for path in graphs.written(stage)},
         },
     )
     artefacts.put(SEALED, bundle.path)

@@ -8,8 +8,14 @@ from functools import partial
 from typing import Final
 
 from rt_ris.errors import ParityError
-from rt_ris_export.artefacts import GOLDEN, NETWORK, PARITY
-from rt_ris_export.gate_data import GateSample, samples_of, shipped_samples
+from rt_ris.records import to_data
+from rt_ris_export.artefacts import GOLDEN, MEASURED, NETWORK, PARITY
+from rt_ris_export.gate_data import (
+    GateSample,
+    samples_of,
+    shipped_samples,
+    sideways_sample,
+)
 from rt_ris_export.golden import pack_golden
 from rt_ris_export.judge import judge_proof
 from rt_ris_export.limits import LIMITS
@@ -23,13 +29,13 @@ from rt_ris_export.third_party import check_conventions
 from rt_ris_export.truth import Observation, observe
 
 PLAIN_PICTURES: Final = 2
-"""Pictures on which halves are compared without their rounding; with it they see them all."""
+"""Pictures, and the one on its side, on which halves are compared without their rounding."""
 
 
 def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
-    if recipe.gate is None:
-        return shipped_samples()
-    return samples_of(recipe.gate, split=recipe.gate_split)
+    gate = recipe.gate
+    given = shipped_samples() if gate is None else samples_of(gate, split=recipe.gate_split)
+    return (*given, sideways_sample())
 
 
 def _run(context: Context) -> None:
@@ -61,7 +67,7 @@ def _run(context: Context) -> None:
             break
         except ParityError as error:
             if recipe.remedy == "none" or not graphs.climb(error.cause):
-                raise _advised(error, recipe, graphs.steps) from error
+                raise _advised(error, recipe, graphs.steps, plain) from error
             context.say(f"{error} Remedy: {graphs.steps[-1]}")
     if graphs.steps:
         context.say("what the remedies made, in exact arithmetic")
@@ -69,6 +75,7 @@ def _run(context: Context) -> None:
     context.artefacts.put(
         PARITY, replace(measured.record, remedies=tuple(graphs.steps), plain=plain)
     )
+    context.artefacts.put(MEASURED, graphs.sha256())
     context.artefacts.put(GOLDEN, pack_golden(measured.golden))
     context.artefacts.put(RANGES, measured.ranges)
 
@@ -80,21 +87,34 @@ def _in_exact_arithmetic(
     measured = measure(
         context.artefacts.get(NETWORK).network,
         context.artefacts.get(TYPED).widened(),
-        observed=observed[: 2 * PLAIN_PICTURES],  # two calls on each picture
+        observed=[*observed[: 2 * PLAIN_PICTURES], *observed[-2:]],  # two calls on each picture
         limits=LIMITS["fp32"],
         say=context.say,
     )
     return measured.record.stages
 
 
-def _advised(error: ParityError, recipe: ExportRecipe, tried: Sequence[str]) -> ParityError:
+def _advised(
+    error: ParityError, recipe: ExportRecipe, tried: Sequence[str], plain: Sequence[StageParity]
+) -> ParityError:
     """A miss with what may help, or what was tried."""
     if recipe.precision == "fp32":
         return error
     advice = "--remedy auto computes more of it in float32, --precision fp32 all."
     if recipe.remedy == "auto":
         advice = f"Tried: {'; '.join(tried) or 'nothing that would help'}. Use --precision fp32."
-    return ParityError(f"{error} {advice}", stage=error.stage, cause=error.cause, error=error.error)
+    return ParityError(
+        f"{error} {advice}",
+        stage=error.stage,
+        cause=error.cause,
+        error=error.error,
+        measured={**error.measured, "plain": to_data(plain), "remedies": list(tried)},
+    )
 
 
-PARITY_GATE = Step(name="parity", needs=(NETWORK, TYPED), makes=(PARITY, GOLDEN, RANGES), run=_run)
+PARITY_GATE = Step(
+    name="parity",
+    needs=(NETWORK, TYPED),
+    makes=(PARITY, GOLDEN, RANGES, MEASURED),
+    run=_run,
+)

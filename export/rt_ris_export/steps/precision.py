@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,20 @@ class TypedGraphs:
         """What a stage may be called."""
         if self.policies[stage] in ("full", "tiled"):
             return "fp32"
-        return "fp16" if self.policies[stage] == "half" else "mixed"
+        share = self.shares[stage]
+        half = min(share.weights, share.multiply_adds) >= LEAST_HALF
+        return "fp16" if half and self.policies[stage] == "half" else "mixed"
+
+    def written(self, stage: str) -> tuple[Path, ...]:
+        """A stage's graph, and its weights where they are in a second file."""
+        graph = self.files[stage]
+        data = graph.with_name(graph.name + onnx_graph.DATA)
+        return (graph, data) if data.exists() else (graph,)
+
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of every file, by name."""
+        paths = (path for stage in self.files for path in self.written(stage))
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
     def share(self) -> HalfShare:
         """Of all stages together."""
@@ -181,8 +195,7 @@ def check_share(share: HalfShare) -> None:
     raise PlanError(
         f"Only {share.weights:.1%} of the weights and {share.multiply_adds:.1%} of the "
         f"multiply-adds would be in half precision; fp16 means at least {LEAST_HALF:.0%} of both. "
-        f"In float32 are: {nodes or 'weights of no product'}. Ask for a mixed "
-        "export (--remedy auto), or for --precision fp32."
+        f"In float32 are: {nodes or 'weights of no product'}. Ask for --precision fp32."
     )
 
 
@@ -203,8 +216,7 @@ def _run(context: Context) -> None:
         typed.apply(name, policy)
     if half:
         share = typed.share()
-        if context.recipe.remedy == "none":
-            check_share(share)
+        check_share(share)
         context.say(
             f"{share.weights:.1%} of the weights and {share.multiply_adds:.1%} of the "
             "multiply-adds are in half precision"

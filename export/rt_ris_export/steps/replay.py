@@ -6,12 +6,14 @@ graphs as they lie on the disk. Only a bundle that passes is moved to its place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rt_ris.build.replay import replay
 from rt_ris.bundle import Bundle, check_target, put_in_place
 from rt_ris.errors import ParityError
 from rt_ris.manifest import Manifest
 from rt_ris.predictor import Predictor
-from rt_ris_export.artefacts import BUNDLE, NETWORK, SEALED
+from rt_ris_export.artefacts import BUNDLE, MEASURED, NETWORK, SEALED
 from rt_ris_export.step import Context, Step
 from rt_ris_export.steps.precision import TYPED, TypedGraphs
 from rt_ris_export.workspace import storage_error
@@ -43,6 +45,27 @@ def check_declarations(manifest: Manifest, network: ReferringNetwork, graphs: Ty
             )
 
 
+def check_measured(manifest: Manifest, measured: Mapping[str, str]) -> None:
+    """Compare the sealed graphs with those that the gate measured.
+
+    Args:
+        manifest: of the sealed bundle.
+        measured: SHA-256 by file name.
+
+    Raises:
+        ParityError: they differ; ``stage`` is the first.
+    """
+    for stage in manifest.stages:
+        for name in manifest.graph_files(stage):
+            if manifest.members[name].sha256 != measured.get(name):
+                raise ParityError(
+                    f"The sealed '{name}' of stage '{stage.spec.id}' is not the file that was "
+                    "measured. No bundle was written.",
+                    stage=stage.spec.id,
+                    error=1.0,
+                )
+
+
 def _replay(bundle: Bundle) -> None:
     with Predictor.load(bundle.path, backend="onnxruntime") as predictor:
         miss = replay(bundle, predictor).first_miss
@@ -61,6 +84,7 @@ def _run(context: Context) -> None:
     context.say("the runtime replays the sealed bundle")
     sealed = Bundle.open(artefacts.get(SEALED))
     check_declarations(sealed.manifest, artefacts.get(NETWORK).network, artefacts.get(TYPED))
+    check_measured(sealed.manifest, artefacts.get(MEASURED))
     _replay(sealed)
     check_target(output, overwrite=context.recipe.overwrite)
     try:
@@ -70,4 +94,4 @@ def _run(context: Context) -> None:
     artefacts.put(BUNDLE, output)
 
 
-REPLAY = Step(name="replay", needs=(NETWORK, TYPED, SEALED), makes=(BUNDLE,), run=_run)
+REPLAY = Step(name="replay", needs=(NETWORK, TYPED, MEASURED, SEALED), makes=(BUNDLE,), run=_run)
