@@ -4,9 +4,12 @@
     python -m rt_ris_kernels.build --check    compiles and compares, writes nothing
     python -m rt_ris_kernels.build --nvrtc /path/libnvrtc.so.12 --out kernels.jetpack6
                                               cubins for drivers of CUDA 12 (JetPack 6)
+    python -m rt_ris_kernels.build --plugin /path/to/tensorrt/include
+                                              the TensorRT plugin as a C++ library
 
-The compiler is nvcc 13.0 of the package ``nvidia-cuda-nvcc``; the same version writes the same
-bytes anywhere. Users need no compiler: the binary ships with the package.
+The kernels' compiler is nvcc 13.0 of the package ``nvidia-cuda-nvcc``; the same version writes the
+same bytes anywhere. Users need no compiler: the binary ships with the package. The plugin's
+compiler is the host's, and TensorRT's headers are the user's.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rt_ris.errors import BuildError
+from rt_ris.errors import BuildError, RtRisError
 from rt_ris_kernels.binary import BINARIES, INTERFACE, NAME
+from rt_ris_kernels.plugin_library import LIBRARY, build_library
 
 CSRC = Path(__file__).with_name("csrc")
 SOURCE = CSRC / f"{NAME}.cu"
@@ -39,6 +43,7 @@ JETPACK_6 = (80, 86, 87, 89, 90)
 """What NVRTC 12.6 compiles for, of the above."""
 
 _FLAGS = ("-std=c++17", "-Xptxas", "-v")
+_CUBINS = "kernels.jetpack6"
 
 
 def find_nvcc() -> str:
@@ -186,23 +191,59 @@ def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module; returns an exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rt_ris_kernels.build", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with what is stored")
-    parser.add_argument("--nvrtc", type=Path, help="libnvrtc.so of CUDA 12.6")
-    parser.add_argument("--out", type=Path, default=Path("kernels.jetpack6"), help="with --nvrtc")
+    parser = argparse.ArgumentParser(
+        prog="python -m rt_ris_kernels.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="compare with what is stored")
+    what.add_argument("--nvrtc", type=Path, help="libnvrtc.so of CUDA 12.6")
+    what.add_argument("--plugin", type=Path, help="folder of TensorRT's NvInferRuntime.h")
+    parser.add_argument(
+        "--out", type=Path, help=f"with --nvrtc ({_CUBINS}) or --plugin ({LIBRARY})"
+    )
+    parser.add_argument("--cuda", type=Path, help="with --plugin: folder of cuda.h")
+    parser.add_argument("--cubin", type=Path, help="with --plugin: kernels made with --nvrtc")
     given = parser.parse_args(arguments)
+    _check_options(parser, given)
     try:
+        if given.plugin:
+            return _build_plugin(given)
         if given.nvrtc:
-            given.out.mkdir(parents=True, exist_ok=True)
-            for sm in JETPACK_6:
-                (given.out / f"{NAME}.sm_{sm}.cubin").write_bytes(compile_cubin(given.nvrtc, sm))
-            return 0
-        binary, text = build()
-    except BuildError as error:
+            return _build_cubins(given.nvrtc, given.out or Path(_CUBINS))
+        return _build_binary(check=given.check)
+    except RtRisError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+
+
+def _check_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    if given.out and not (given.nvrtc or given.plugin):
+        parser.error("--out goes with --nvrtc or --plugin")
+    for name in ("cuda", "cubin"):
+        if getattr(given, name) and not given.plugin:
+            parser.error(f"--{name} goes with --plugin")
+
+
+def _build_plugin(given: argparse.Namespace) -> int:
+    out = given.out or Path(LIBRARY)
+    size = build_library(out, headers=given.plugin, cuda=given.cuda, cubin=given.cubin)
+    print(f"{out}: {size} bytes")
+    return 0
+
+
+def _build_cubins(nvrtc: Path, out: Path) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    for sm in JETPACK_6:
+        (out / f"{NAME}.sm_{sm}.cubin").write_bytes(compile_cubin(nvrtc, sm))
+    return 0
+
+
+def _build_binary(*, check: bool) -> int:
+    binary, text = build()
     stored = BINARIES / f"{NAME}.fatbin", BINARIES / f"{NAME}.json"
-    if given.check:
+    if check:
         same = stored[0].read_bytes() == binary and stored[1].read_text() == text
         print("The stored binary is what this source compiles to." if same else "They differ.")
         return 0 if same else 1
