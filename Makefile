@@ -27,7 +27,7 @@ check: lint types test runtime
 lint: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror kernels/rt_ris_kernels/csrc/*
+	$(BIN)/clang-format --dry-run -Werror kernels/rt_ris_kernels/csrc/* tests/fakes/plugin/*
 	$(BIN)/lint-imports
 
 types: $(VENV)/.check

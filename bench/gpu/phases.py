@@ -67,7 +67,9 @@ def _compile(folder: Path, capability: int) -> dict[str, MaskedMutualAttentionLa
     launchers = {}
     for name, (process, code) in running.items():
         assert process.wait() == 0, name
-        binary = Binary(code=code.read_bytes(), sha256="", architectures=(capability,))
+        binary = Binary(
+            code=code.read_bytes(), sha256="", architectures=(capability,), for_cuda_12={}
+        )
         launchers[name] = MaskedMutualAttentionLauncher(binary=binary)
     return launchers
 

@@ -2,10 +2,13 @@
 
     python -m rt_ris_kernels.build            writes binaries/ anew
     python -m rt_ris_kernels.build --check    compiles and compares, writes nothing
+    python -m rt_ris_kernels.build --plugin /path/to/tensorrt/include
+                                              the TensorRT plugin as a C++ library
 
-The compilers are nvcc 13.0 of the package ``nvidia-cuda-nvcc`` and, for the drivers of JetPack 6,
-which load nothing of CUDA 13, NVRTC 12.6 of ``nvidia-cuda-nvrtc-cu12``. The same versions write the
-same bytes anywhere. Users need no compiler: the binaries ship with the package.
+The kernels' compilers are nvcc 13.0 of the package ``nvidia-cuda-nvcc`` and, for the drivers of
+JetPack 6, which load nothing of CUDA 13, NVRTC 12.6 of ``nvidia-cuda-nvrtc-cu12``. The same
+versions write the same bytes anywhere. Users need no compiler: the binaries ship with the package.
+The plugin's compiler is the host's, and TensorRT's headers are the user's.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rt_ris.errors import BuildError
+from rt_ris.errors import BuildError, RtRisError
 from rt_ris_kernels.binary import BINARIES, INTERFACE, NAME, cuda_12_name
+from rt_ris_kernels.plugin_library import LIBRARY, build_library
 
 CSRC = Path(__file__).with_name("csrc")
 SOURCE = CSRC / f"{NAME}.cu"
@@ -226,22 +230,37 @@ def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module; returns an exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rt_ris_kernels.build", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with what is stored")
+    parser = argparse.ArgumentParser(
+        prog="python -m rt_ris_kernels.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="compare with what is stored")
+    what.add_argument("--plugin", type=Path, help="folder of TensorRT's NvInferRuntime.h")
+    parser.add_argument("--out", type=Path, help=f"with --plugin: the library [{LIBRARY}]")
+    parser.add_argument("--cuda", type=Path, help="with --plugin: folder of cuda.h")
     given = parser.parse_args(arguments)
+    for name in ("out", "cuda"):
+        if getattr(given, name) and not given.plugin:
+            parser.error(f"--{name} goes with --plugin")
     try:
-        files = build()
-    except BuildError as error:
+        if given.plugin:
+            out = given.out or Path(LIBRARY)
+            print(f"{out}: {build_library(out, headers=given.plugin, cuda=given.cuda)} bytes")
+            return 0
+        return _build_binaries(check=given.check)
+    except RtRisError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if given.check:
-        stored = {path.name: path.read_bytes() for path in BINARIES.iterdir()}
-        print(
-            "The stored binaries are what this source compiles to."
-            if stored == files
-            else "They differ."
-        )
-        return 0 if stored == files else 1
+
+
+def _build_binaries(*, check: bool) -> int:
+    files = build()
+    if check:
+        same = {path.name: path.read_bytes() for path in BINARIES.iterdir()} == files
+        print("The stored binaries are what this source compiles to." if same else "They differ.")
+        return 0 if same else 1
     BINARIES.mkdir(exist_ok=True)
     for name, content in files.items():
         (BINARIES / name).write_bytes(content)

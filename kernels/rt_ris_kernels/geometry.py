@@ -17,13 +17,18 @@ WORD_CAPACITIES = (32, 80)
 DTYPES = ("float16", "float32")
 MAX_BLOCKS = 320
 """Most blocks at work on one call: about two on each multiprocessor of the largest GPUs so far."""
+MAX_EXPRESSIONS = 65535
+"""Blocks that a grid takes in y."""
+MAX_ELEMENTS = 2**31 - 1
+"""P * C of one expression: the kernels count its elements in 32 bits."""
+TILE_PIXELS = 32
+"""Pixels that a block takes at a time."""
 
 _THREADS = 256
 _WARPS = _THREADS // 32
 _HALF_ROW_PAD = 8
 _SINGLE_ROW_PAD = 4
 _MOST_STAGED = 80 * 128
-_PIXELS = 32
 _PARTIALS_PER_THREAD = 16
 _MOST_REDUCING_THREADS = 512
 
@@ -88,12 +93,15 @@ def check_sizes(*, expressions: int, pixels: int, words: int, channels: int, dty
     for name, size in (("N (expressions)", expressions), ("P (pixels)", pixels)):
         if size < 1:
             raise ShapeError(f"The kernels got {name}={size}; at least 1 is needed.")
-    if pixels * channels > 2**31 - 1:
+    if pixels * channels > MAX_ELEMENTS:
         raise ShapeError(
-            f"The kernels got P={pixels} pixels of C={channels} channels; P * C may be {2**31 - 1}."
+            f"The kernels got P={pixels} pixels of C={channels} channels; P * C may be "
+            f"{MAX_ELEMENTS}."
         )
-    if expressions > 65535:
-        raise ShapeError(f"The kernels got N={expressions} expressions; a grid takes 65535.")
+    if expressions > MAX_EXPRESSIONS:
+        raise ShapeError(
+            f"The kernels got N={expressions} expressions; a grid takes {MAX_EXPRESSIONS}."
+        )
 
 
 def geometry(
@@ -115,13 +123,13 @@ def geometry(
     """
     check_sizes(expressions=expressions, pixels=pixels, words=words, channels=channels, dtype=dtype)
     capacity = next(size for size in WORD_CAPACITIES if words <= size)
-    tiles = -(-pixels // _PIXELS)
+    tiles = -(-pixels // TILE_PIXELS)
     per_multiprocessor = 2 if dtype == "float16" and capacity == WORD_CAPACITIES[0] else 1
     blocks = min(MAX_BLOCKS, multiprocessors * per_multiprocessor)
     splits = max(1, min(tiles, blocks // expressions))
     short = "f16" if dtype == "float16" else "f32"
     forward = Launch(
-        kernel=f"forward_{short}_c{channels}_w{capacity}_p{_PIXELS}",
+        kernel=f"forward_{short}_c{channels}_w{capacity}_p{TILE_PIXELS}",
         grid=(splits, expressions),
         threads=_THREADS,
         shared_bytes=_forward_bytes(channels, capacity, dtype, buffers=1 if splits == tiles else 2),
@@ -144,15 +152,15 @@ def _forward_bytes(channels: int, capacity: int, dtype: str, *, buffers: int) ->
     if dtype == "float32":
         row = channels + _SINGLE_ROW_PAD
         staged = capacity * row if capacity * channels <= _MOST_STAGED else 0
-        return (_PIXELS * row + _PIXELS * capacity + staged) * 4
+        return (TILE_PIXELS * row + TILE_PIXELS * capacity + staged) * 4
     row = channels + _HALF_ROW_PAD
-    groups = _WARPS // (_PIXELS // 16)  # warps that share a row of pixels
+    groups = _WARPS // (TILE_PIXELS // 16)  # warps that share a row of pixels
     slices = groups if capacity == WORD_CAPACITIES[0] else 1
     words = capacity * row * 2
-    attention = _PIXELS * (capacity + 8) * (2 + 4 * slices)
-    moments = _PIXELS * groups * 8
+    attention = TILE_PIXELS * (capacity + 8) * (2 + 4 * slices)
+    moments = TILE_PIXELS * groups * 8
     norm = 2 * channels * 2
-    return words + attention + moments + norm + buffers * _PIXELS * row * 2
+    return words + attention + moments + norm + buffers * TILE_PIXELS * row * 2
 
 
 def _reduction(short: str, words: int, channels: int, *, expressions: int, splits: int) -> Launch:

@@ -15,8 +15,9 @@ from rt_ris_kernels.ops.masked_mutual_attention import MASKED_MUTUAL_ATTENTION
 
 LEAST_CAPABILITY = 80
 """m16n8k16 products of half precision begin here."""
+PROGRAMMATIC_LAUNCH = 90
+"""Kernels that start while the one before them on the stream ends begin here."""
 _ALIGNMENT = 16
-_PROGRAMMATIC_LAUNCH = 90
 
 
 class MaskedMutualAttentionLauncher:
@@ -150,7 +151,7 @@ class MaskedMutualAttentionLauncher:
             launch,
             arguments=arguments,
             stream=stream,
-            dependent=dependent and self.capability >= _PROGRAMMATIC_LAUNCH,
+            dependent=dependent and self.capability >= PROGRAMMATIC_LAUNCH,
         )
 
     def _kernel(self, launch: Launch) -> object:

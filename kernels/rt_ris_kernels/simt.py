@@ -122,11 +122,24 @@ class Emulator:
             raise BackendError(f"Kernel {launch.kernel} is wrong: {problem}.")
 
 
-@lru_cache(maxsize=64)
-def _compile(text: str) -> Path:
+def host_compiler() -> str:
+    """The C++ compiler: the one named by CXX, or g++ or c++ of the PATH.
+
+    Raises:
+        BuildError: there is none.
+    """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        raise BuildError("No C++ compiler found (g++ or c++, or the one named by CXX).")
+        raise BuildError(
+            "No C++ compiler was found: neither g++ nor c++ is on the PATH. Install one, or name "
+            "it with CXX=/path/to/g++."
+        )
+    return compiler
+
+
+@lru_cache(maxsize=64)
+def _compile(text: str) -> Path:
+    compiler = host_compiler()
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = Path(tempfile.mkdtemp(prefix="rt-ris-simt-"))
     source, library = folder / f"{name}.cu", folder / f"{name}.so"

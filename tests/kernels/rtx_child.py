@@ -6,6 +6,7 @@ unversioned name before it starts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 
@@ -50,6 +51,7 @@ def build(path: str, sm: int) -> dict[str, object]:
         "plugin_layers": kinds.count("PLUGIN_V3"),
         "named_in_plan": NAME in data,
         "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
 
 
@@ -60,10 +62,15 @@ RANGES = {
 
 
 def main() -> None:
-    path, with_plugin, *sms = sys.argv[1:]
-    if with_plugin == "plugin":
+    path, how, *sms = sys.argv[1:]
+    if how == "plugin":
         plugin.register(trt)
         plugin.register(trt)  # a second time changes nothing
+    elif how != "inlined":
+        registry = trt.get_plugin_registry()
+        assert registry.load_library(how) is not None
+        assert registry.get_creator(NAME.decode(), plugin.VERSION, "rt_ris") is not None
+        plugin.register(trt)  # there is one of this name, so this changes nothing
     print(json.dumps([build(path, int(sm)) for sm in sms]))
 
 

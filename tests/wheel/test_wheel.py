@@ -41,6 +41,8 @@ def test_what_must_travel_is_inside() -> None:
         "rt_ris_kernels/binaries/masked_mutual_attention.fatbin",
         "rt_ris_kernels/binaries/masked_mutual_attention.json",
         "rt_ris_kernels/csrc/masked_mutual_attention.cu",
+        "rt_ris_kernels/csrc/plugin.cpp",
+        "rt_ris_kernels/csrc/plugin_kernels.h",
     ):
         assert wanted in names, wanted
 
