@@ -33,9 +33,9 @@ PLAIN_PICTURES: Final = 2
 
 
 def _samples(recipe: ExportRecipe) -> tuple[GateSample, ...]:
-    gate = recipe.gate
-    given = shipped_samples() if gate is None else samples_of(gate, split=recipe.gate_split)
-    return (*given, sideways_sample())
+    if recipe.gate is None:
+        return shipped_samples()
+    return samples_of(recipe.gate, split=recipe.gate_split)
 
 
 def _run(context: Context) -> None:
@@ -43,23 +43,26 @@ def _run(context: Context) -> None:
     context.say("pictures and masks, beside what others make of them")
     check_conventions()
     graphs = context.artefacts.get(TYPED)
+    half = recipe.precision == "fp16"
     observed = observe(loaded.network, _samples(recipe), say=context.say)
+    sideways = observe(loaded.network, [sideways_sample()], say=context.say)
+    few = [*observed[: 2 * PLAIN_PICTURES], *sideways]  # two calls on each picture
     if not loaded.seeded:
         judge_proof(observed, loaded.network.mask)
     plain: tuple[StageParity, ...] = ()
-    if recipe.precision == "fp16":
+    if half:
         context.say("the graphs in exact arithmetic first: a fault there is none of rounding")
-        plain = _in_exact_arithmetic(context, observed)
+        plain = _in_exact_arithmetic(context, few)
     rounding = partial(RememberingRunner, memory={})
     while True:
         try:
             measured = measure(
                 loaded.network,
                 graphs.files,
-                observed=observed,
+                observed=observed if half else [*observed, *sideways],
                 limits=recipe.limits(),
                 specs=graphs.specs,
-                opened=rounding if recipe.precision == "fp16" else None,
+                opened=rounding if half else None,
                 settled=graphs.settled(),
                 seeded=loaded.seeded,
                 say=context.say,
@@ -71,7 +74,7 @@ def _run(context: Context) -> None:
             context.say(f"{error} Remedy: {graphs.steps[-1]}")
     if graphs.steps:
         context.say("what the remedies made, in exact arithmetic")
-        plain = _in_exact_arithmetic(context, observed)
+        plain = _in_exact_arithmetic(context, few)
     context.artefacts.put(
         PARITY, replace(measured.record, remedies=tuple(graphs.steps), plain=plain)
     )
@@ -87,7 +90,7 @@ def _in_exact_arithmetic(
     measured = measure(
         context.artefacts.get(NETWORK).network,
         context.artefacts.get(TYPED).widened(),
-        observed=[*observed[: 2 * PLAIN_PICTURES], *observed[-2:]],  # two calls on each picture
+        observed=observed,
         limits=LIMITS["fp32"],
         say=context.say,
     )
