@@ -189,10 +189,11 @@ def extremes(ranges: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def add(path: Path, name: str, row: object) -> None:
-    """Put a network's results in the place of earlier ones."""
+def add(path: Path, name: str, row: object | None) -> None:
+    """Put a network's results in the place of earlier ones; None leaves none."""
     done = json.loads(path.read_text("utf-8")) if path.exists() else {}
     done[name] = row
+    done = {key: value for key, value in done.items() if value is not None}
     path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
@@ -211,7 +212,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if args.gate is not None:
                 (Path(folder) / "gate").symlink_to(args.gate.resolve())
-            tries = []
+            tries: list[dict[str, Any]] = []
+            add(ENGINES, name, None)
             for remedy in ("none", "auto"):
                 tries.append(exported(arch, variant, folder, remedy=remedy, gate=args.gate))
                 add(GATES, name, tries)

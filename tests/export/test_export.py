@@ -29,6 +29,7 @@ from rt_ris.records import to_json
 from rt_ris_export import ExportRecipe, export_bundle, onnx_graph
 from rt_ris_export.gate_data import shipped_samples
 from rt_ris_export.golden import STORED
+from rt_ris_export.limits import LIMITS
 from rt_ris_export.parity_record import read_record
 from rt_ris_export.steps import trace
 from rt_ris_kernels.ops import find
@@ -139,6 +140,27 @@ def test_a_wrong_weight_is_found_and_named(traced: Traced, tmp_path: Path, stage
 
 
 @pytest.mark.usefixtures("one_picture")
+@pytest.mark.usefixtures("one_picture")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_labels_of_the_shipped_pictures_are_compared(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """The cat is labelled and asked in both calls; weights said to be trained are judged."""
+    trained = replace(traced, loaded=replace(traced.loaded, seeded=False))
+    recipe = _recipe(tmp_path / "bundle", precision=precision)
+    labels = read_record(export_bundle(recipe, steps=trained.steps())).labels
+    assert labels is not None
+    assert (labels.sentences, labels.limit) == (2, {"fp32": 0.1, "fp16": 0.5}[precision])
+    assert labels.trained > 1
+    assert abs(labels.exported - labels.trained) <= labels.limit
+    assert read_record(traced.bundle).labels is None
+    strict = {name: replace(limits, oiou=-1.0) for name, limits in LIMITS.items()}
+    monkeypatch.setattr("rt_ris_export.recipe.LIMITS", strict)
+    with pytest.raises(ParityError, match="oIoU on 2 labelled sentences changes from"):
+        export_bundle(replace(recipe, out=tmp_path / "other"), steps=trained.steps())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_wrong_weight_leaves_an_older_bundle_alone(traced: Traced, tmp_path: Path) -> None:
     out = tmp_path / "a.bundle"
     export_bundle(_recipe(out), steps=traced.steps())
