@@ -171,9 +171,13 @@ def _drop_hidden(
 def _clip(
     item: _Placed, width: int, height: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The window of the picture that an object covers, and the part of it that falls there."""
+    """The window of the picture that an object covers, and the part of it that falls there.
+
+    Both are empty where it lies beside the picture, as a shadow may.
+    """
     left, top, right, bottom = item.box
-    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    x0, y0 = min(max(left, 0), width), min(max(top, 0), height)
+    x1, y1 = max(min(right, width), x0), max(min(bottom, height), y0)
     window = (slice(y0, y1), slice(x0, x1))
     return window, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
