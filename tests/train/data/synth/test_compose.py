@@ -11,7 +11,7 @@ import pytest
 from rt_ris_train.data.synth import compose
 
 
-def placed(*, left: int, top: int, height: int, width: int, lies: bool) -> Any:
+def placed(*, left: int, top: int, height: int, width: int, lies: bool) -> compose._Placed:
     """An object that only its alpha and its way to stand matter of."""
     role = SimpleNamespace(sprite=SimpleNamespace(may_lie=lies))
     rgba = np.full((height, width, 4), 255, dtype=np.uint8)
