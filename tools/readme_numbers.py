@@ -200,7 +200,7 @@ def engines(result: dict[str, Any]) -> str:
     for name, found in result.items():
         lines.append(
             f"| {name} | {len(found.get('engines', []))} | {found['seconds_of_all_tries']:.0f} "
-            f"| {found['peak_mib'] / 1024:.1f} |"
+            + (f"| {found['peak_mib'] / 1024:.1f} |" if found["peak_mib"] else "| not measured |")
         )
     return "\n".join([*lines, "", ""])
 
